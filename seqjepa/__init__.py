@@ -1,0 +1,27 @@
+"""seqjepa: building blocks for seq-JEPA, visual world models that are equivariant and invariant at once."""
+
+from seqjepa.actions import ActionEmbedder, NoActions, RawActions
+from seqjepa.aggregator import SequenceAggregator
+from seqjepa.functional import CosineSchedule
+from seqjepa.loss import SeqJEPALoss, VarianceCovariance
+from seqjepa.model import SeqJEPA
+from seqjepa.predictor import ConditionedPredictor
+from seqjepa.target import EMATarget, StopGradientTarget
+from seqjepa.types import SeqJEPAOutput, ViewSequence
+
+__version__ = "0.1.0"
+__all__ = [
+    "ActionEmbedder",
+    "ConditionedPredictor",
+    "CosineSchedule",
+    "EMATarget",
+    "NoActions",
+    "RawActions",
+    "SeqJEPA",
+    "SeqJEPALoss",
+    "SeqJEPAOutput",
+    "SequenceAggregator",
+    "StopGradientTarget",
+    "VarianceCovariance",
+    "ViewSequence",
+]

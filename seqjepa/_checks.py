@@ -1,0 +1,49 @@
+"""Checks on shapes, dtypes and devices that say the rule, what came and the way out. Values are never read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_axes", "check_like", "unwrap"]
+
+
+def check_axes(name: str, tensor: Tensor, axes: str) -> None:
+    """Raise unless `tensor` is floating point and has the axes named in `axes`, such as `"B T A"`."""
+    if tensor.ndim != len(axes.split()):
+        raise ValueError(f"{name} must have the axes ({', '.join(axes.split())}); got shape {tuple(tensor.shape)}.")
+    check_floating(name, tensor)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` is floating point."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point; got {tensor.dtype}. Convert with {name}.float().")
+
+
+def check_like(name: str, tensor: Tensor, weight: Tensor | None) -> None:
+    """Raise unless `tensor` lies on the device of `weight`, in its dtype (or one that autocast converts)."""
+    if weight is None:
+        return
+    if tensor.device != weight.device:
+        raise ValueError(
+            f"{name} must lie where the weights do, on {weight.device}; got {tensor.device}. "
+            f"Move one of them: {name}.to({str(weight.device)!r})."
+        )
+    autocast = torch.is_autocast_enabled(tensor.device.type) and torch.float64 not in (tensor.dtype, weight.dtype)
+    if tensor.dtype != weight.dtype and not autocast:
+        raise TypeError(
+            f"{name} must have the dtype of the weights, {weight.dtype}; got {tensor.dtype}. "
+            f"Convert with {name}.to({weight.dtype}), or run under torch.autocast."
+        )
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile` and DistributedDataParallel wrappers, if there are any."""
+    while True:
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            module = module._orig_mod
+        elif isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module

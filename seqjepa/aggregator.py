@@ -1,0 +1,233 @@
+"""The aggregator: a transformer that sums a sequence up in one state, the invariant representation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from seqjepa._checks import check_axes, check_like
+
+__all__ = ["SequenceAggregator", "SinusoidalPositions"]
+
+
+class SequenceAggregator(nn.Module):
+    """Sum a sequence of tokens up in one state, read at a learnt [AGG] token.
+
+    A transformer encoder over [AGG], token 1 … token T, with a LayerNorm after the stack. Without `positions` the state
+    does not depend on the order of the tokens. Only [AGG] is read from the last layer, so only [AGG] is computed there:
+    the same numbers, for about a fifth less work.
+
+    Args:
+        dim: S, width of a token.
+        depth: layers (3 in the paper), at least 1.
+        heads: attention heads (4 in the paper); must divide `dim`.
+        mlp_ratio: hidden width of a layer's MLP over `dim` (4).
+        dropout: probability in [0, 1) (0.1), in training mode: on attention weights, after attention, in the MLP and
+            after it.
+        norm_first: LayerNorm before each sublayer instead of after it (the paper's is after it).
+        positions: a module that maps indices of views to vectors, (…) → (…, S), added to the tokens: such as
+            [`SinusoidalPositions`][seqjepa.aggregator.SinusoidalPositions] or `nn.Embedding(max_views, dim)`. Padding
+            is not counted. None, the paper's, is blind to order.
+
+    Shapes:
+        tokens (B, T, S), mask (B, T) bool, True where a token counts → state (B, S). Tokens that do not count are
+        never read, whatever they hold.
+
+    Raises:
+        ValueError: heads that do not divide `dim`; another rank, width or device; a mask of another shape.
+        TypeError: tokens of another dtype than the weights; a mask that is not bool.
+
+    Source:
+        Ghaemi et al. 2025 (arXiv 2505.03176), section 3; layers after Vaswani et al. 2017.
+
+    Example:
+        >>> import torch
+        >>> aggregator = SequenceAggregator(640).eval()
+        >>> tokens = torch.randn(8, 3, 640)
+        >>> state = aggregator(tokens)
+        >>> state.shape, torch.allclose(state, aggregator(tokens.flip(1)), atol=1e-5)
+        (torch.Size([8, 640]), True)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int = 3,
+        heads: int = 4,
+        mlp_ratio: int = 4,
+        dropout: float = 0.1,
+        norm_first: bool = False,
+        positions: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth is the number of layers, at least 1; got {depth}.")
+        if heads < 1 or dim < 1 or dim % heads:
+            fits = [n for n in range(1, 17) if dim % n == 0] if dim > 0 else []
+            raise ValueError(
+                f"The token width must split evenly into heads; got dim={dim} and heads={heads}. "
+                f"Head counts that divide {dim}: {', '.join(map(str, fits))}."
+            )
+        self.dim, self.depth, self.heads, self.mlp_ratio = dim, depth, heads, mlp_ratio
+        self.dropout, self.norm_first = dropout, norm_first
+        self.positions = positions
+        self.token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.layers = nn.ModuleList(
+            _Layer(dim, heads, mlp_ratio * dim, dropout, norm_first=norm_first) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Float[Tensor, "B T S"], mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B S"]:
+        """The state of each sequence."""
+        x, attend = self._sequence(tokens, mask)
+        for layer in self.layers[:-1]:
+            x = layer(x, attend)
+        x = self.layers[-1](x, attend, queries=1)
+        return self.norm(x)[:, 0]
+
+    @torch.no_grad()
+    def attention(
+        self, tokens: Float[Tensor, "B T S"], mask: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B depth heads tokens tokens"]:
+        """The attention weights, to look at: where each token looks, in every layer and head.
+
+        Args:
+            tokens: (B, T, S).
+            mask: (B, T) bool, True where a token counts.
+
+        Returns:
+            (B, depth, heads, 1+T, 1+T): from the token in the row to the one in the column, [AGG] first. Rows sum to
+            1; columns of tokens that do not count are 0.
+
+        Example:
+            >>> import torch
+            >>> SequenceAggregator(64).eval().attention(torch.randn(2, 3, 64)).shape
+            torch.Size([2, 3, 4, 4, 4])
+        """
+        x, attend = self._sequence(tokens, mask)
+        weights = []
+        for layer in self.layers:
+            weights.append(layer.attention_weights(x, attend))
+            x = layer(x, attend)
+        return torch.stack(weights, dim=1)
+
+    def _sequence(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[AGG] in front of the tokens, and who may be attended to: (B, 1, 1, 1+T)."""
+        check_axes("tokens", tokens, "B T S")
+        if tokens.shape[-1] != self.dim:
+            raise ValueError(
+                f"Tokens are {self.dim} wide here; got shape {tuple(tokens.shape)}, {tokens.shape[-1]} wide. A token is "
+                "an encoder output and an action embedding, side by side: dim = D + E."
+            )
+        check_like("tokens", tokens, self.token)
+        attend = None
+        if mask is not None:
+            check_mask(mask, tokens)
+            tokens = tokens.masked_fill(~mask[..., None], 0)  # so that a NaN in the padding stays there
+            attend = F.pad(mask, (1, 0), value=True)[:, None, None]
+        if self.positions is not None:
+            tokens = tokens + self.positions(_indices(tokens, mask)).to(tokens.dtype)
+        return torch.cat([self.token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1), attend
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of an index, at wavelengths from 2π to 2π·10⁴.
+
+    Args:
+        dim: S, width of a token; even.
+
+    Shapes:
+        indices (…), integer → (…, S), float32.
+
+    Raises:
+        ValueError: an odd width.
+
+    Source:
+        Vaswani et al. 2017 (arXiv 1706.03762), section 3.5; sines first, then cosines.
+
+    Example:
+        >>> import torch
+        >>> SinusoidalPositions(8)(torch.arange(3)).shape
+        torch.Size([3, 8])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(f"Sines and cosines come in pairs: dim must be even, at least 2; got {dim}.")
+        self.dim = dim
+
+    def forward(self, indices: Int[Tensor, "*B"]) -> Float[Tensor, "*B S"]:
+        """Encode each index."""
+        pairs = torch.arange(0, self.dim, 2, device=indices.device, dtype=torch.float32)
+        angles = indices[..., None] * torch.exp(pairs * (-math.log(1e4) / self.dim))
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class _Layer(nn.Module):
+    """One transformer layer; `queries` limits the output to that many leading tokens."""
+
+    def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float, *, norm_first: bool) -> None:
+        super().__init__()
+        self.heads, self.norm_first = heads, norm_first
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.qkv.weight)  # as nn.MultiheadAttention starts
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, attend: Tensor | None, queries: int | None = None) -> Tensor:
+        head = x[:, :queries]
+        if self.norm_first:
+            head = head + self.dropout(self._attend(self.norm1(x), attend, queries))
+            return head + self.dropout(self.mlp(self.norm2(head)))
+        head = self.norm1(head + self.dropout(self._attend(x, attend, queries)))
+        return self.norm2(head + self.dropout(self.mlp(head)))
+
+    def attention_weights(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        q, k, _ = self._project(self.norm1(x) if self.norm_first else x, None)
+        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if attend is not None:
+            logits = logits.masked_fill(~attend, -torch.inf)
+        return logits.softmax(-1)
+
+    def _attend(self, x: Tensor, attend: Tensor | None, queries: int | None) -> Tensor:
+        q, k, v = self._project(x, queries)
+        p = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=p)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+    def _project(self, x: Tensor, queries: int | None) -> list[Tensor]:
+        dim = x.shape[-1]
+        q = F.linear(x[:, :queries], self.qkv.weight[:dim], self.qkv.bias[:dim])
+        k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+        return [rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v)]
+
+
+def check_mask(mask: Tensor, sequence: Tensor) -> None:
+    """Raise unless `mask` is a bool (B, T) for a `sequence` of shape (B, T, …)."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where a view counts; got {mask.dtype}. Convert with mask.bool().")
+    if mask.shape != sequence.shape[:2]:
+        raise ValueError(
+            f"mask must have one entry per observed view, shape {tuple(sequence.shape[:2])}; got {tuple(mask.shape)}."
+        )
+    if mask.device != sequence.device:
+        raise ValueError(f"mask must lie on {sequence.device}, where the views do; got {mask.device}.")
+
+
+def _indices(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The index of each view in its sequence, padding not counted: (T,) or (B, T)."""
+    if mask is None:
+        return torch.arange(tokens.shape[1], device=tokens.device)
+    return (mask.cumsum(1) - 1).clamp(min=0)

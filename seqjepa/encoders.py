@@ -1,0 +1,165 @@
+"""Encoders: your own `nn.Module`, or a timm name; all views of a batch in one call."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from seqjepa._checks import check_floating, check_like
+
+__all__ = ["encode_views", "feature_width", "timm_encoder", "with_cifar_stem"]
+
+
+def timm_encoder(
+    name: str, *, cifar_stem: bool = False, pretrained: bool = False, img_size: int | None = None, **timm_options: Any
+) -> nn.Module:
+    """A timm model without its classifier: (N, C, H, W) → (N, D).
+
+    Args:
+        name: any name of `timm.list_models()`, with or without a pretrained tag.
+        cifar_stem: swap a ResNet's stem for the one of 32-px images, see [`with_cifar_stem`][seqjepa.encoders.with_cifar_stem].
+        pretrained: load timm's weights (this downloads).
+        img_size: side of the views in pixels, for models built for one size, such as ViTs; others take any.
+        timm_options: handed to `timm.create_model`: `in_chans`, `drop_path_rate`, `global_pool`, …
+
+    Returns:
+        The timm module itself, in training mode, with `timm_spec`, the arguments that build it again.
+
+    Raises:
+        ValueError: timm has no such model (near matches are listed), or a pretrained stem would be thrown away.
+
+    Example:
+        >>> import torch
+        >>> timm_encoder("resnet18", cifar_stem=True)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 512])
+        >>> timm_encoder("vit_tiny_patch16_224", img_size=64)(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 192])
+    """
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    architecture = name.split(".")[0]
+    on_a_hub = ":" in name
+    if not on_a_hub and not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        hint = f"Near matches: {', '.join(near)}." if near else "timm.list_models() names them all."
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}. {hint}")
+    if cifar_stem and pretrained:
+        raise ValueError(
+            "cifar_stem=True replaces the first convolution, so its pretrained weights would be lost; got both. Drop "
+            "one, or call seqjepa.encoders.with_cifar_stem(encoder) on the pretrained encoder to lose them knowingly."
+        )
+    options = dict(timm_options)
+    if img_size is not None and not on_a_hub:
+        config = get_pretrained_cfg(name, allow_unregistered=True)
+        if config is not None and config.fixed_input_size:
+            options["img_size"] = img_size
+    encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    if cifar_stem:
+        with_cifar_stem(encoder)
+    encoder.timm_spec = {"name": name, "cifar_stem": cifar_stem, "img_size": img_size, **timm_options}
+    return encoder
+
+
+def with_cifar_stem(encoder: nn.Module) -> nn.Module:
+    """Give a ResNet, in place, the stem for 32-px images: a 3×3 stride-1 convolution and no max-pool.
+
+    Args:
+        encoder: a timm or torchvision ResNet: its `conv1` is a convolution, its `maxpool` a module.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: the encoder has no such stem.
+
+    Example:
+        >>> import timm
+        >>> encoder = with_cifar_stem(timm.create_model("resnet18", num_classes=0))
+        >>> encoder.conv1.kernel_size, encoder.conv1.stride
+        ((3, 3), (1, 1))
+    """
+    conv = getattr(encoder, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or not isinstance(getattr(encoder, "maxpool", None), nn.Module):
+        raise ValueError(
+            f"The CIFAR stem replaces the convolution `conv1` and the `maxpool` of a ResNet; {type(encoder).__name__} "
+            "has no such pair. Use a ResNet such as 'resnet18' or 'resnet50', or leave cifar_stem off."
+        )
+    stem = nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    encoder.conv1 = stem.to(conv.weight)
+    encoder.maxpool = nn.Identity()
+    return encoder
+
+
+def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Float[Tensor, "B T D"]:
+    """Encode every view of a batch in one call of the encoder.
+
+    Args:
+        encoder: maps (N, …) → (N, D); with images, (N, C, H, W) → (N, D).
+        views: (B, T, …), float; the trailing axes are whatever the encoder takes.
+
+    Returns:
+        (B, T, D).
+
+    Raises:
+        ValueError: the views have no trailing axis, lie on another device, or the encoder's output is no (N, D).
+        TypeError: the views are not floating point, or not of the encoder's dtype.
+
+    Example:
+        >>> import torch
+        >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 16))
+        >>> encode_views(encoder, torch.rand(4, 5, 3, 8, 8)).shape
+        torch.Size([4, 5, 16])
+    """
+    if views.ndim < 3:
+        raise ValueError(
+            f"views must have the axes (B, T, …), for images (B, T, C, H, W); got shape {tuple(views.shape)}."
+        )
+    check_floating("views", views)
+    check_like("views", views, next((p for p in encoder.parameters() if p.is_floating_point()), None))
+    features = encoder(rearrange(views, "b t ... -> (b t) ..."))
+    n = views.shape[0] * views.shape[1]
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != n:
+        came = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(
+            f"The encoder must map {n} views to vectors of shape ({n}, D); got {came}. For feature maps add pooling: "
+            "nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())."
+        )
+    return rearrange(features, "(b t) d -> b t d", b=views.shape[0])
+
+
+@torch.no_grad()
+def feature_width(encoder: nn.Module, view_shape: tuple[int, ...]) -> int:
+    """The width D of an encoder's output, found by encoding one blank view.
+
+    Runs in eval mode and puts every submodule back into the mode it was in; statistics and gradients stay as they are.
+
+    Args:
+        encoder: maps (N, *view_shape) → (N, D).
+        view_shape: shape of one view, such as (3, 32, 32).
+
+    Returns:
+        D.
+
+    Raises:
+        ValueError: the encoder does not return (N, D).
+
+    Example:
+        >>> feature_width(timm_encoder("resnet18"), (3, 64, 64))
+        512
+    """
+    modes = [(module, module.training) for module in encoder.modules()]
+    weight = next((p for p in encoder.parameters() if p.is_floating_point()), torch.empty(0))
+    try:
+        encoder.eval()
+        blank = torch.zeros(1, 1, *view_shape, device=weight.device, dtype=weight.dtype)
+        return encode_views(encoder, blank).shape[-1]
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,240 @@
+"""Models in folders and on the Hugging Face Hub: safetensors for the weights, JSON for the parts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from seqjepa._checks import unwrap
+from seqjepa.actions import ActionEmbedder, NoActions, RawActions
+from seqjepa.aggregator import SequenceAggregator, SinusoidalPositions
+from seqjepa.encoders import timm_encoder
+from seqjepa.functional import CosineSchedule, WarmupCosineSchedule
+from seqjepa.loss import CosineDistance, MSEDistance, SeqJEPALoss, SmoothL1Distance, VarianceCovariance
+from seqjepa.predictor import ConditionedPredictor
+from seqjepa.target import EMATarget, StopGradientTarget
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["PretrainedMixin"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
+KNOWN: dict[str, type] = {
+    part.__name__: part
+    for part in (
+        ActionEmbedder, NoActions, RawActions, SequenceAggregator, SinusoidalPositions, ConditionedPredictor,
+        EMATarget, StopGradientTarget, SeqJEPALoss, CosineDistance, SmoothL1Distance, MSEDistance, VarianceCovariance,
+        CosineSchedule, WarmupCosineSchedule,
+    )
+}  # fmt: skip
+
+
+class PretrainedMixin:
+    """Save a model made of parts, and get it back with the same bits.
+
+    A part of this package is written down by its constructor's arguments, each kept as an attribute. A part of the
+    user's own is saved by its weights alone, and handed to `from_pretrained` by name.
+    """
+
+    def config(self) -> dict[str, Any]:
+        """The parts as plain JSON values: what `from_pretrained` builds the model from.
+
+        Returns:
+            A dictionary with one entry a part; None for a part that JSON cannot describe, such as your own encoder.
+        """
+        return {"format": 1} | {name: _describe(getattr(self, name)) for name in PARTS}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **hub_options: Any) -> str | None:
+        """Write `model.safetensors`, `config.json` and a model card into a folder.
+
+        The files are written beside the folder first and moved in whole: a save that fails leaves what was there.
+
+        Args:
+            save_directory: the folder; made if missing.
+            hub_options: handed to `huggingface_hub.ModelHubMixin.save_pretrained`: `push_to_hub`, `repo_id`, …
+
+        Returns:
+            The address of the commit if `push_to_hub=True`, else None.
+
+        Example:
+            >>> import tempfile
+            >>> from seqjepa import SeqJEPA
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     SeqJEPA.from_timm("resnet18", action_dim=4).save_pretrained(folder)
+            ...     model = SeqJEPA.from_pretrained(folder)
+            >>> model.embedder.action_dim
+            4
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        hub_options.setdefault("repo_id", folder.name)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+            address = _hub_class()(self).save_pretrained(beside, **hub_options)
+            for file in sorted(Path(beside).iterdir()):
+                if file.name != "README.md" or not (folder / file.name).exists():
+                    os.replace(file, folder / file.name)
+        return address
+
+    def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
+        """Upload the model to the Hugging Face Hub.
+
+        Args:
+            repo_id: such as "me/seqjepa-3diebench".
+            hub_options: handed to `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, …
+
+        Returns:
+            The address of the commit.
+        """
+        return _hub_class()(self).push_to_hub(repo_id, **hub_options)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """Load a model from a folder or from the Hub, in eval mode, with the bits it was saved with.
+
+        Args:
+            name_or_path: a folder written by `save_pretrained`, or the name of a repository on the Hub.
+            options: the parts that were your own when it was saved, by name (`encoder=`, `embedder=`, …; built alike,
+                their weights are replaced), and what `huggingface_hub.ModelHubMixin.from_pretrained` takes:
+                `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Returns:
+            The model, on the CPU.
+
+        Raises:
+            FileNotFoundError: a folder without weights or config.
+            ValueError: a file that cannot be read, an unknown part, or a part that must be given and was not.
+            RuntimeError: weights that do not fit the parts.
+        """
+        return _hub_class().from_pretrained(name_or_path, model_class=cls, **options)
+
+
+@functools.cache
+def _hub_class() -> Any:
+    """The adapter between a model and huggingface_hub's mixin, which is imported when it is first needed."""
+    from huggingface_hub import ModelHubMixin, hf_hub_download
+    from safetensors.torch import save_file
+
+    class HubModel(
+        ModelHubMixin, library_name="seqjepa", license="mit", tags=["seq-jepa", "world-model"],
+        paper_url="https://arxiv.org/abs/2505.03176",
+    ):  # fmt: skip
+        def __init__(self, model: Any = None) -> None:
+            self.model = model
+            self._hub_mixin_config = model.config()
+
+        def _save_pretrained(self, save_directory: Path) -> None:
+            state = self.model.state_dict()
+            # A clone each: safetensors takes neither shared storage nor other layouts.
+            tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+            save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
+
+        @classmethod
+        def _from_pretrained(
+            cls, *, model_id: str, revision: Any, cache_dir: Any, force_download: bool, local_files_only: bool,
+            token: Any, model_class: Any, **parts: Any,
+        ) -> Any:  # fmt: skip
+            def fetch(file: str) -> Path:
+                if os.path.isdir(model_id):
+                    return Path(model_id, file)
+                return Path(
+                    hf_hub_download(
+                        model_id, file, revision=revision, cache_dir=cache_dir, force_download=force_download,
+                        local_files_only=local_files_only, token=token,
+                    )
+                )  # fmt: skip
+
+            return _load(model_class, fetch(CONFIG), fetch(WEIGHTS), parts)
+
+    return HubModel
+
+
+def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"A saved model is a folder with {CONFIG} and {WEIGHTS}; {file} is missing.")
+    unknown = sorted(set(given) - set(PARTS))
+    if unknown:
+        raise TypeError(f"from_pretrained takes the parts {', '.join(PARTS)} by name; got {', '.join(unknown)}.")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config_file} is not JSON: {error}. Is the file whole?") from error
+    try:
+        state = load_file(weights_file)
+    except SafetensorError as error:
+        raise ValueError(f"{weights_file} is no safetensors file: {error}. Is it whole?") from error
+    parts: dict[str, Any] = {}
+    for name in PARTS:
+        parts[name] = given.get(name)
+        if parts[name] is None:
+            parts[name] = _build(name, config.get(name), encoder=parts.get("encoder"))
+    model = model_class(**parts)
+    model.load_state_dict(state, assign=True)  # assign: dtypes come back too
+    return model.eval()
+
+
+def _describe(part: Any) -> Any:
+    """A part as JSON values; None where it has no such description."""
+    part = unwrap(part) if isinstance(part, nn.Module) else part
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, nn.Module) and isinstance(spec := getattr(part, "timm_spec", None), Mapping):
+        return {"type": "timm", **spec} if _is_json(spec) else None
+    if KNOWN.get(type(part).__name__) is not type(part):
+        return None
+    described: dict[str, Any] = {"type": type(part).__name__}
+    for name in _arguments(type(part)):
+        value = getattr(part, "buffer_mode" if name == "buffers" else name)  # nn.Module owns the name `buffers`
+        described[name] = _describe(value)
+        if described[name] is None and value is not None:
+            return None
+    return described
+
+
+def _build(name: str, described: Any, encoder: nn.Module | None) -> Any:
+    """A part from its description."""
+    if not isinstance(described, Mapping):
+        raise ValueError(
+            f"The {name} of this model was the user's own and config.json does not describe it. Build it as it was "
+            f"built for training and pass it: from_pretrained(..., {name}=...)."
+        )
+    arguments = {k: v for k, v in described.items() if k != "type"}
+    kind = described.get("type")
+    try:
+        if kind == "timm":
+            return timm_encoder(**arguments)
+        part = KNOWN[kind]
+        arguments = {k: _build(k, v, None) if isinstance(v, Mapping) else v for k, v in arguments.items()}
+        return part(encoder, **arguments) if part in (EMATarget, StopGradientTarget) else part(**arguments)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"config.json describes a {name} that this version of seqjepa cannot build: {dict(described)} "
+            f"({error}). Upgrade seqjepa, or pass {name}= yourself."
+        ) from error
+
+
+def _arguments(part: type) -> list[str]:
+    parameters = inspect.signature(part).parameters.values()
+    return [p.name for p in parameters if p.name != "encoder" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,429 @@
+"""SeqJEPA: the parts, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from seqjepa._checks import check_axes
+from seqjepa.actions import ActionEmbedder
+from seqjepa.aggregator import SequenceAggregator, check_mask
+from seqjepa.encoders import encode_views, feature_width, timm_encoder
+from seqjepa.hub import PretrainedMixin
+from seqjepa.loss import SeqJEPALoss
+from seqjepa.predictor import ConditionedPredictor
+from seqjepa.target import EMATarget, Momentum
+from seqjepa.types import SeqJEPAOutput
+
+__all__ = ["SeqJEPA"]
+
+
+class SeqJEPA(nn.Module, PretrainedMixin):
+    """Learn an equivariant and an invariant representation at once, by predicting the next view of a sequence.
+
+    ```
+    z     = encoder(views)                        equivariant to the actions
+    state = aggregator([z_t ; e_t], t = 1 … T)    invariant to them; the last view's e is zero
+    loss  = distance(predictor([state ; e_T]), target encoder(view T+1))
+    ```
+
+    Each part is a module of its own; swap any of them. [`from_timm`][seqjepa.SeqJEPA.from_timm] and
+    [`from_encoder`][seqjepa.SeqJEPA.from_encoder] build the paper's around an encoder.
+
+    Args:
+        encoder: (N, …) → (N, D), such as an image encoder (N, C, H, W) → (N, D).
+        embedder: (B, T, A) → (B, T, E), with `embed_dim`.
+        aggregator: tokens (B, T, D + E), mask (B, T) or None → (B, S).
+        predictor: (B, S), (B, E) → (B, D).
+        target: view (B, …) → (B, D) without gradient, with `update(encoder)`; `EMATarget(encoder)` by default.
+        loss: prediction, target, z, mask → loss and terms; the cosine distance by default.
+
+    Raises:
+        ValueError: parts whose widths do not fit.
+
+    Source:
+        Ghaemi, Muller & Bakhtiari 2025 (arXiv 2505.03176).
+
+    Example:
+        >>> import torch
+        >>> model = SeqJEPA.from_timm("resnet18", action_dim=4, cifar_stem=True)
+        >>> views, actions = torch.rand(8, 4, 3, 32, 32), torch.randn(8, 3, 4)
+        >>> out = model(views, actions)
+        >>> out.loss.backward()
+        >>> model.update_target()
+        >>> z = model.encode(views)
+        >>> state = model.aggregate(z[:, :3], model.embed(actions[:, :2]))
+        >>> model.predict(state, model.embed(actions)[:, 2]).shape
+        torch.Size([8, 512])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        embedder: nn.Module,
+        aggregator: nn.Module,
+        predictor: nn.Module,
+        target: nn.Module | None = None,
+        loss: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        _check_widths(embedder, aggregator, predictor)
+        self.encoder = encoder
+        self.embedder = embedder
+        self.aggregator = aggregator
+        self.predictor = predictor
+        self.target = EMATarget(encoder) if target is None else target
+        self.loss = SeqJEPALoss() if loss is None else loss
+        self.register_state_dict_post_hook(_strip_compile_prefixes)
+        self.register_load_state_dict_pre_hook(_check_then_load)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: nn.Module,
+        *,
+        action_dim: int,
+        view_shape: tuple[int, ...] = (3, 64, 64),
+        embedder: nn.Module | None = None,
+        momentum: Momentum = 0.996,
+        target: nn.Module | None = None,
+        loss: nn.Module | None = None,
+    ) -> SeqJEPA:
+        """The paper's model around your own encoder; its width is found by encoding one blank view.
+
+        Args:
+            encoder: (N, …) → (N, D).
+            action_dim: A, numbers in an action.
+            view_shape: shape of one view, (C, H, W) for images.
+            embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
+            momentum: of the EMA target: a number, or a schedule of the step.
+            target: instead of the EMA target, such as `StopGradientTarget(encoder)`.
+            loss: the cosine distance by default.
+
+        Returns:
+            The model, with the paper's three layers of four heads and a predictor of hidden width 1024.
+
+        Raises:
+            ValueError: an encoder that returns no vectors, or whose width and E do not split into four heads: then
+                give `embedder` another `embed_dim`, or build the parts yourself.
+
+        Example:
+            >>> import torch
+            >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 64))
+            >>> model = SeqJEPA.from_encoder(encoder, action_dim=2, view_shape=(3, 8, 8))
+            >>> model.aggregator.dim
+            192
+        """
+        dim = feature_width(encoder, view_shape)
+        embedder = ActionEmbedder(action_dim) if embedder is None else embedder
+        embed_dim = int(embedder.embed_dim)
+        return cls(
+            encoder=encoder,
+            embedder=embedder,
+            aggregator=SequenceAggregator(dim + embed_dim),
+            predictor=ConditionedPredictor(state_dim=dim + embed_dim, action_dim=embed_dim, dim=dim),
+            target=EMATarget(encoder, momentum) if target is None else target,
+            loss=loss,
+        )
+
+    @classmethod
+    def from_timm(
+        cls,
+        name: str,
+        *,
+        action_dim: int,
+        img_size: int | None = None,
+        cifar_stem: bool = False,
+        pretrained: bool = False,
+        embedder: nn.Module | None = None,
+        momentum: Momentum = 0.996,
+        loss: nn.Module | None = None,
+        **timm_options: Any,
+    ) -> SeqJEPA:
+        """The paper's model around any timm encoder.
+
+        Args:
+            name: any name of `timm.list_models()`; the paper's is "resnet18".
+            action_dim: A, numbers in an action.
+            img_size: side of the views in pixels, for encoders built for one size, such as ViTs.
+            cifar_stem: for 32-px views, a ResNet stem that keeps their resolution.
+            pretrained: load timm's weights (this downloads).
+            embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
+            momentum: of the EMA target: a number, or a schedule of the step.
+            loss: the cosine distance by default.
+            timm_options: handed to `timm.create_model`: `in_chans`, `drop_path_rate`, …
+
+        Returns:
+            The model, in training mode.
+
+        Raises:
+            ValueError: an unknown name (near matches are listed), or a stem that cannot be swapped.
+
+        Example:
+            >>> model = SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, img_size=32)
+            >>> model.aggregator.dim
+            320
+        """
+        encoder = timm_encoder(name, cifar_stem=cifar_stem, pretrained=pretrained, img_size=img_size, **timm_options)
+        side = img_size or 64
+        return cls.from_encoder(
+            encoder,
+            action_dim=action_dim,
+            view_shape=(timm_options.get("in_chans", 3), side, side),
+            embedder=embedder,
+            momentum=momentum,
+            loss=loss,
+        )
+
+    def forward(
+        self,
+        views: Float[Tensor, "B views *image"],
+        actions: Float[Tensor, "B T A"],
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> SeqJEPAOutput:
+        """Predict each source's last view from those before it and the actions between them.
+
+        Args:
+            views: (B, T+1, …), T ≥ 1; the last is to be predicted.
+            actions: (B, T, A); `actions[:, t]` takes view t to view t+1.
+            mask: (B, T) bool for sequences of several lengths, True where an observed view counts; each row needs one
+                at least. The view after a row's last True is that row's target, so padding may stand before a sequence
+                or after it. In training mode, batch norm still sees the padding.
+
+        Returns:
+            loss, prediction, target, state, z and the loss terms by name.
+
+        Raises:
+            ValueError: shapes, counts or devices that do not fit; an encoder that returns no vectors.
+            TypeError: dtypes that do not fit.
+        """
+        _check_sequence(views, actions, steps_missing=1)
+        last = None if mask is None else _last_true(mask, actions)
+
+        z = self.encode(views[:, :-1])  # (B, T, D)
+        e = self.embed(actions)  # (B, T, E)
+        state = self.aggregate(z, e[:, :-1], mask)  # (B, S)
+        prediction = self.predict(state, _take(e, last))  # (B, D)
+        target = self.target(_take(views, None if last is None else last + 1))  # (B, D)
+
+        loss, terms = self.loss(prediction, target, z, mask)
+        return SeqJEPAOutput(loss, prediction, target, state, z, terms)
+
+    def encode(self, views: Float[Tensor, "B T *image"]) -> Float[Tensor, "B T D"]:
+        """Encode every view by itself: the equivariant representation z.
+
+        Args:
+            views: (B, T, …), any T from 1 up.
+
+        Returns:
+            (B, T, D).
+        """
+        return encode_views(self.encoder, views)
+
+    def embed(self, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B T E"]:
+        """Embed every action by itself.
+
+        Args:
+            actions: (B, T, A), any T from 0 up.
+
+        Returns:
+            (B, T, E).
+        """
+        return self.embedder(actions)
+
+    def aggregate(
+        self,
+        z: Float[Tensor, "B T D"],
+        e: Float[Tensor, "B steps E"],
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B S"]:
+        """Sum T views and the T − 1 actions between them up in one state: the invariant representation.
+
+        Args:
+            z: (B, T, D) encoded views.
+            e: (B, T−1, E) embedded actions; the last view needs none: its slot is zero.
+            mask: (B, T) bool, True where a view counts; the slot of a row's last such view is zero.
+
+        Returns:
+            (B, S).
+
+        Raises:
+            ValueError: shapes or counts that do not fit.
+        """
+        check_axes("z", z, "B T D")
+        check_axes("e", e, "B T E")
+        n, m = z.shape[1], e.shape[1]
+        if m != n - 1 or z.shape[0] != e.shape[0]:
+            raise ValueError(
+                f"{n} views have {n - 1} actions between them; got z of shape {tuple(z.shape)} and e of shape "
+                f"{tuple(e.shape)}. The action that leaves the last view goes to predict()."
+            )
+        slots = F.pad(e, (0, 0, 0, 1))  # (B, T, E)
+        if mask is not None:
+            leads_on = torch.arange(n, device=z.device) < _last_true(mask, z)[:, None]
+            slots = torch.where(leads_on[..., None], slots, 0)
+        return self.aggregator(torch.cat([z, slots], dim=-1), mask)
+
+    def predict(self, state: Float[Tensor, "B S"], e: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
+        """Predict the representation of the view that an action leads to.
+
+        Args:
+            state: (B, S) from [`aggregate`][seqjepa.SeqJEPA.aggregate].
+            e: (B, E), the embedding of the action that leaves the last view.
+
+        Returns:
+            (B, D).
+        """
+        return self.predictor(state, e)
+
+    def imagine(
+        self,
+        views: Float[Tensor, "B T *image"],
+        actions: Float[Tensor, "B steps A"],
+        future_actions: Float[Tensor, "B K A"],
+    ) -> Float[Tensor, "B K D"]:
+        """Predict K representations in a row, each prediction fed back as a view.
+
+        Args:
+            views: (B, T, …) observed views, T ≥ 1.
+            actions: (B, T−1, A), between the observed views.
+            future_actions: (B, K, A), K ≥ 1, from the last observed view on.
+
+        Returns:
+            (B, K, D): the representation after each future action.
+
+        Raises:
+            ValueError: shapes or counts that do not fit.
+
+        Example:
+            >>> import torch
+            >>> model = SeqJEPA.from_timm("resnet18", action_dim=4).eval()
+            >>> model.imagine(torch.rand(2, 3, 3, 32, 32), torch.randn(2, 2, 4), torch.randn(2, 5, 4)).shape
+            torch.Size([2, 5, 512])
+        """
+        _check_sequence(views, actions, steps_missing=1)
+        check_axes("future_actions", future_actions, "B K A")
+        if future_actions.shape[1] < 1 or future_actions.shape[::2] != actions.shape[::2]:
+            raise ValueError(
+                "future_actions must be (B, K, A) with K of at least 1 and the B and A of actions; got shape "
+                f"{tuple(future_actions.shape)} beside actions of shape {tuple(actions.shape)}."
+            )
+        z = self.encode(views)
+        e = self.embed(torch.cat([actions, future_actions], dim=1))
+        observed = z.shape[1]
+        predictions = []
+        for t in range(observed - 1, observed - 1 + future_actions.shape[1]):
+            state = self.aggregate(z, e[:, :t])
+            predictions.append(self.predict(state, e[:, t]))
+            z = torch.cat([z, predictions[-1][:, None]], dim=1)
+        return torch.stack(predictions, dim=1)
+
+    def update_target(self) -> None:
+        """Move the target encoder one step towards the encoder: call it after each optimiser step."""
+        self.target.update(self.encoder)
+
+
+def _check_sequence(views: Tensor, actions: Tensor, steps_missing: int) -> None:
+    """Raise unless the views and the actions between them belong together."""
+    check_axes("actions", actions, "B T A")
+    if views.ndim < 3:
+        raise ValueError(
+            f"views must have the axes (B, T+1, …), for images (B, T+1, C, H, W); got {tuple(views.shape)}."
+        )
+    n, m = views.shape[1], actions.shape[1]
+    if m != n - steps_missing:
+        raise ValueError(
+            f"{n} views need {n - 1} actions, one per step; got {m}. "
+            + ("Drop the last action or add a view." if m > n - 1 else "Add an action or drop the last view.")
+        )
+    if views.shape[0] != actions.shape[0]:
+        raise ValueError(f"Views and actions must have one batch size; got {views.shape[0]} and {actions.shape[0]}.")
+
+
+def _last_true(mask: Tensor, sequence: Tensor) -> Tensor:
+    """The index of each row's last view that counts, (B,)."""
+    check_mask(mask, sequence)
+    indices = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, indices, 0).amax(dim=1)
+
+
+def _take(sequence: Tensor, index: Tensor | None) -> Tensor:
+    """One step of each row of a (B, T, …): the last, or the one at `index` (B,)."""
+    if index is None:
+        return sequence[:, -1]
+    return sequence[torch.arange(len(sequence), device=sequence.device), index]
+
+
+def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Module) -> None:
+    """Raise where two of our own parts do not fit; parts of the user's own answer for themselves."""
+    if not isinstance(predictor, ConditionedPredictor):
+        return
+    embed_dim = int(getattr(embedder, "embed_dim", predictor.action_dim))
+    if predictor.action_dim != embed_dim:
+        raise ValueError(
+            f"The predictor reads embedded actions {predictor.action_dim} wide; the embedder makes them {embed_dim} wide. "
+            f"Build ConditionedPredictor(..., action_dim={embed_dim})."
+        )
+    if isinstance(aggregator, SequenceAggregator):
+        if aggregator.dim != predictor.state_dim:
+            raise ValueError(
+                f"The predictor reads states {predictor.state_dim} wide; the aggregator makes them {aggregator.dim} "
+                f"wide. Build ConditionedPredictor(state_dim={aggregator.dim}, ...)."
+            )
+        if aggregator.dim != predictor.dim + embed_dim:
+            raise ValueError(
+                f"A token is an encoder output ({predictor.dim}, what the predictor predicts) and an embedded action "
+                f"({embed_dim}): {predictor.dim + embed_dim} wide; the aggregator takes {aggregator.dim}. "
+                f"Build SequenceAggregator({predictor.dim + embed_dim})."
+            )
+
+
+COMPILED = "_orig_mod."
+
+
+def _strip_compile_prefixes(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """State-dict hook: a compiled part saves under the names of the part itself."""
+    for key in [key for key in state_dict if key.startswith(prefix) and COMPILED in key[len(prefix) :]]:
+        state_dict[prefix + key[len(prefix) :].replace(COMPILED, "")] = state_dict.pop(key)
+
+
+def _check_then_load(
+    model: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Load hook: raise before anything is copied if something does not fit; then find compiled parts."""
+    _strip_compile_prefixes(model, state_dict, prefix, local_metadata)
+    ours = {prefix + key: value for key, value in model.state_dict().items()}
+    theirs = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    problems = [
+        f"{key}: {_shape(theirs[key])} given, {_shape(ours[key])} needed"
+        for key in ours.keys() & theirs.keys()
+        if _shape(ours[key]) != _shape(theirs[key])
+    ]
+    if strict:
+        problems += [f"{key}: missing" for key in ours.keys() - theirs.keys()]
+        problems += [f"{key}: unknown" for key in theirs.keys() - ours.keys()]
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:20]) + ("\n  …" if len(problems) > 20 else "")
+        raise RuntimeError(f"These weights are for another model; nothing was loaded:\n  {shown}")
+    compiled = [name + "." for name, m in model.named_modules() if isinstance(m, torch._dynamo.OptimizedModule)]
+    for key in theirs:
+        name = key[len(prefix) :]
+        for path in compiled:  # outer modules come first
+            if name.startswith(path):
+                name = path + COMPILED + name[len(path) :]
+        state_dict[prefix + name] = state_dict.pop(key)
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,69 @@
+"""The predictor: from the state and the next action to the next view's representation."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from seqjepa._checks import check_axes, check_like
+
+__all__ = ["ConditionedPredictor"]
+
+
+class ConditionedPredictor(nn.Module):
+    """Predict the next view's representation from the state and the embedding of the action that leads to it.
+
+    The paper's MLP on [state ; action]: linear without bias, batch norm, ReLU, linear. With `hidden_dim=None` the
+    linear form: linear without bias, batch norm. In training mode batch norm needs at least two rows.
+
+    Args:
+        state_dim: S, width of the state.
+        action_dim: E, width of the action's embedding; 0 without actions.
+        dim: D, width of the prediction: the encoder's.
+        hidden_dim: width of the hidden layer (1024 in the paper), or None for the linear form.
+
+    Shapes:
+        state (B, S), action (B, E) → (B, D).
+
+    Raises:
+        ValueError: another rank, width, device, or batches that differ.
+        TypeError: a dtype other than the weights'.
+
+    Source:
+        Ghaemi et al. 2025 (arXiv 2505.03176), section 3.
+
+    Example:
+        >>> import torch
+        >>> predictor = ConditionedPredictor(state_dim=640, action_dim=128, dim=512)
+        >>> predictor(torch.randn(8, 640), torch.randn(8, 128)).shape
+        torch.Size([8, 512])
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, dim: int, hidden_dim: int | None = 1024) -> None:
+        super().__init__()
+        if state_dim < 1 or dim < 1 or action_dim < 0 or (hidden_dim is not None and hidden_dim < 1):
+            raise ValueError(
+                "state_dim, dim and hidden_dim must be at least 1 and action_dim at least 0; got "
+                f"state_dim={state_dim}, action_dim={action_dim}, dim={dim}, hidden_dim={hidden_dim}. "
+                "For the linear form use hidden_dim=None."
+            )
+        self.state_dim, self.action_dim, self.dim, self.hidden_dim = state_dim, action_dim, dim, hidden_dim
+        width = hidden_dim or dim
+        layers: list[nn.Module] = [nn.Linear(state_dim + action_dim, width, bias=False), nn.BatchNorm1d(width)]
+        if hidden_dim:
+            layers += [nn.ReLU(), nn.Linear(width, dim)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, state: Float[Tensor, "B S"], action: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
+        """The predicted representation of the view that `action` leads to."""
+        weight = self.layers[0].weight
+        for name, tensor, axes, width in (("state", state, "B S", self.state_dim),
+                                          ("action", action, "B E", self.action_dim)):  # fmt: skip
+            check_axes(name, tensor, axes)
+            if tensor.shape[-1] != width:
+                raise ValueError(f"The {name} is {width} wide here; got shape {tuple(tensor.shape)}.")
+            check_like(name, tensor, weight)
+        if state.shape[0] != action.shape[0]:
+            raise ValueError(f"Every state needs one action; got {state.shape[0]} states, {action.shape[0]} actions.")
+        return self.layers(torch.cat([state, action], dim=-1))
