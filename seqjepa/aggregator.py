@@ -122,8 +122,8 @@ class SequenceAggregator(nn.Module):
         check_axes("tokens", tokens, "B T S")
         if tokens.shape[-1] != self.dim:
             raise ValueError(
-                f"Tokens are {self.dim} wide here; got shape {tuple(tokens.shape)}, {tokens.shape[-1]} wide. A token is "
-                "an encoder output and an action embedding, side by side: dim = D + E."
+                f"Tokens are {self.dim} wide here; got shape {tuple(tokens.shape)}, {tokens.shape[-1]} wide. A token "
+                "is an encoder output and an action embedding, side by side: dim = D + E."
             )
         check_like("tokens", tokens, self.token)
         attend = None

@@ -22,7 +22,8 @@ def timm_encoder(
 
     Args:
         name: any name of `timm.list_models()`, with or without a pretrained tag.
-        cifar_stem: swap a ResNet's stem for the one of 32-px images, see [`with_cifar_stem`][seqjepa.encoders.with_cifar_stem].
+        cifar_stem: swap a ResNet's stem for the one of 32-px images, as
+            [`with_cifar_stem`][seqjepa.encoders.with_cifar_stem] does.
         pretrained: load timm's weights (this downloads).
         img_size: side of the views in pixels, for models built for one size, such as ViTs; others take any.
         timm_options: handed to `timm.create_model`: `in_chans`, `drop_path_rate`, `global_pool`, …

@@ -22,7 +22,8 @@ def cosine_distance(prediction: Float[Tensor, "*B D"], target: Float[Tensor, "*B
     """One minus the cosine of the angle between two vectors.
 
     `1 − ⟨p, t⟩ / (‖p‖ ‖t‖)`, in [0, 2] up to rounding, whatever the (positive) scale of either side. Norms below
-    1e-8 count as 1e-8, so a zero vector is at distance 1 from everything. Half-precision inputs are computed in float32.
+    1e-8 count as 1e-8, so a zero vector is at distance 1 from everything. Half precision is computed in
+    float32.
 
     Args:
         prediction: (…, D).

@@ -155,8 +155,8 @@ class VarianceCovariance(nn.Module):
     - variance: `mean_d max(0, std − s_d)`, s_d = √(C_dd + eps);
     - covariance: `Σ_{i≠j} C_ij² / D`.
 
-    Loss: `variance_weight · variance + covariance_weight · covariance`, added to a distance of weight 1. VICReg's 25, 25
-    and 1 for distance, variance and covariance are the defaults here, divided by 25.
+    Loss: `variance_weight · variance + covariance_weight · covariance`, added to a distance of weight 1. VICReg's 25,
+    25 and 1 for distance, variance and covariance are the defaults here, divided by 25.
 
     Args:
         variance_weight: at least 0.

@@ -365,8 +365,8 @@ def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Modu
     embed_dim = int(getattr(embedder, "embed_dim", predictor.action_dim))
     if predictor.action_dim != embed_dim:
         raise ValueError(
-            f"The predictor reads embedded actions {predictor.action_dim} wide; the embedder makes them {embed_dim} wide. "
-            f"Build ConditionedPredictor(..., action_dim={embed_dim})."
+            f"The predictor reads embedded actions {predictor.action_dim} wide; the embedder makes them {embed_dim} "
+            f"wide. Build ConditionedPredictor(..., action_dim={embed_dim})."
         )
     if isinstance(aggregator, SequenceAggregator):
         if aggregator.dim != predictor.state_dim:

@@ -209,8 +209,8 @@ def _resnet18(weights: Mapping[str, Tensor]) -> nn.Module:
     conv1 = weights.get("conv1.weight")
     if conv1 is None or conv1.ndim != 4:
         raise ValueError(
-            f"The released encoder is a ResNet-18; got the encoder weights {_listed(weights)}. For another encoder pass "
-            "a module that takes them: load_released(source, encoder=...)."
+            f"The released encoder is a ResNet-18; got the encoder weights {_listed(weights)}. For another encoder "
+            "pass a module that takes them: load_released(source, encoder=...)."
         )
     return timm_encoder("resnet18", cifar_stem=conv1.shape[-1] == 3, in_chans=conv1.shape[1])
 
