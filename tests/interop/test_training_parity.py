@@ -109,7 +109,9 @@ def test_train_mode_reproduces_outputs_gradients_and_statistics(name: str, index
         if norm < 0 or gradient is None:
             assert norm <= 0, key
             assert gradient is None, key
-        elif norm > 1e-6:  # below: analytically zero, rounding only
+        elif key == "aggregator.norm.bias":  # analytically zero: a batch norm without bias before it follows
+            assert gradient.norm() < 1e-4
+        elif norm > 1e-6:
             assert gradient.double().norm().item() == pytest.approx(norm, rel=2e-3, abs=1e-6), key
             compared += 1
     assert compared > 20
