@@ -1,0 +1,156 @@
+"""Encoders from timm and from the user."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from seqjepa.encoders import encode_views, feature_width, timm_encoder, with_cifar_stem
+from tests.builders import TinyEncoder
+
+
+@pytest.mark.parametrize(("name", "img_size", "width"), [
+    ("resnet18", None, 512), ("resnet50", 64, 2048), ("vit_tiny_patch16_224", 48, 192), ("convnext_atto", 32, 320),
+    ("mobilenetv3_small_050", None, 1024), ("resnet18.a1_in1k", None, 512),
+])  # fmt: skip
+def test_timm_encoders_give_vectors_whose_width_is_discovered(name: str, img_size: int | None, width: int) -> None:
+    encoder = timm_encoder(name, img_size=img_size)
+    side = img_size or 32
+    assert feature_width(encoder, (3, side, side)) == width
+    assert encode_views(encoder, torch.rand(2, 2, 3, side, side)).shape == (2, 2, width)
+
+
+def test_timm_options_reach_timm() -> None:
+    assert timm_encoder("resnet18", in_chans=1).conv1.in_channels == 1
+
+
+def test_the_encoder_remembers_how_it_was_made() -> None:
+    spec = timm_encoder("resnet18", cifar_stem=True, in_chans=1).timm_spec
+    assert spec == {"name": "resnet18", "cifar_stem": True, "img_size": None, "in_chans": 1}
+
+
+def test_the_resnet_starts_with_zero_initialised_residuals() -> None:
+    encoder = timm_encoder("resnet18")
+    assert not encoder.layer1[0].bn2.weight.any()
+
+
+def test_the_cifar_stem_keeps_the_resolution() -> None:
+    encoder = timm_encoder("resnet18", cifar_stem=True)
+    assert (encoder.conv1.kernel_size, encoder.conv1.stride, encoder.conv1.padding) == ((3, 3), (1, 1), (1, 1))
+    assert encoder.conv1.bias is None
+    assert isinstance(encoder.maxpool, nn.Identity)
+    sizes = []
+    encoder.layer1.register_forward_hook(lambda module, args, out: sizes.append(out.shape[-2:]))
+    encoder(torch.rand(1, 3, 32, 32))
+    assert sizes == [(32, 32)]
+    fan_out = 64 * 3 * 3
+    assert encoder.conv1.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+def test_the_stem_takes_the_encoder_s_dtype_and_channels() -> None:
+    encoder = with_cifar_stem(timm_encoder("resnet18", in_chans=4).double())
+    assert encoder.conv1.weight.dtype == torch.float64
+    assert encoder.conv1.weight.shape == (64, 4, 3, 3)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([torch.float32, torch.float64]))
+def test_every_view_is_encoded_by_itself_whatever_its_axes(b: int, t: int, d: int, dtype: torch.dtype) -> None:
+    encoder = nn.Linear(7, d).to(dtype)
+    views = torch.randn(b, t, 7, dtype=dtype)
+    z = encode_views(encoder, views)
+    assert z.shape == (b, t, d)
+    for i in range(b):
+        for j in range(t):
+            torch.testing.assert_close(z[i, j], encoder(views[i, j]))
+
+
+def test_all_views_go_in_one_call() -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            assert x.shape == (6, 3, 4, 4)
+            return x.mean((2, 3))
+
+    encoder = Counting()
+    encode_views(encoder, torch.rand(2, 3, 3, 4, 4))
+    assert encoder.calls == 1
+
+
+def test_finding_the_width_leaves_no_trace() -> None:
+    encoder = TinyEncoder(8)
+    encoder.bn2.eval()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    assert feature_width(encoder, (3, 8, 8)) == 8
+    assert encoder.training
+    assert encoder.bn1.training
+    assert not encoder.bn2.training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert feature_width(TinyEncoder(5).double(), (3, 8, 8)) == 5
+
+
+def test_the_modes_come_back_even_if_the_encoder_fails() -> None:
+    encoder = TinyEncoder(8)
+    with pytest.raises(RuntimeError, match="channels"):
+        feature_width(encoder, (1, 8, 8))
+    assert all(module.training for module in encoder.modules())
+
+
+# --- bad input ---
+
+
+def test_unknown_names_are_answered_with_near_matches() -> None:
+    with pytest.raises(ValueError, match=r"timm [\d.a-z]+ has no model 'resnet81'\. Near matches: .*resnet"):
+        timm_encoder("resnet81")
+    with pytest.raises(ValueError, match=r"has no model '@@@'\. timm\.list_models\(\) names them all"):
+        timm_encoder("@@@")
+
+
+def test_a_stem_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"VisionTransformer has no such pair.*'resnet18'"):
+        timm_encoder("vit_tiny_patch16_224", cifar_stem=True)
+    with pytest.raises(ValueError, match=r"TinyEncoder has no such pair"):  # a conv1, but no maxpool
+        with_cifar_stem(TinyEncoder())
+    with pytest.raises(ValueError, match=r"ResNet has no such pair"):  # a deep stem
+        timm_encoder("resnet26d", cifar_stem=True)
+
+
+def test_a_pretrained_stem_is_not_thrown_away_unasked() -> None:
+    with pytest.raises(ValueError, match=r"pretrained weights would be lost; got both.*with_cifar_stem\(encoder\)"):
+        timm_encoder("resnet18", cifar_stem=True, pretrained=True)
+
+
+def test_feature_maps_and_odd_outputs_are_refused() -> None:
+    views = torch.rand(2, 3, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"map 6 views to vectors of shape \(6, D\); got \(6, 4, 6, 6\).*AdaptiveAvgPool2d"):
+        encode_views(nn.Conv2d(3, 4, 3), views)
+    with pytest.raises(ValueError, match=r"vectors of shape \(6, D\); got \(12, 96\)"):
+        encode_views(nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 96)), nn.Flatten(0, 1)), views)
+
+    class Tuple(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(ValueError, match=r"vectors of shape \(6, D\); got tuple"):
+        encode_views(Tuple(), views)
+
+
+def test_wrong_views_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"axes \(B, T, …\), for images \(B, T, C, H, W\); got shape \(2, 7\)"):
+        encode_views(nn.Linear(7, 2), torch.rand(2, 7))
+    with pytest.raises(TypeError, match=r"views must be floating point; got torch\.uint8"):
+        encode_views(nn.Linear(7, 2), torch.zeros(2, 3, 7, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"views must have the dtype of the weights, torch\.float32; got torch\.float64"):
+        encode_views(nn.Linear(7, 2), torch.rand(2, 3, 7).double())
+    with pytest.raises(ValueError, match=r"views must lie where the weights do, on cpu; got meta"):
+        encode_views(nn.Linear(7, 2), torch.rand(2, 3, 7, device="meta"))
+
+
+def test_timm_is_imported_when_it_is_used() -> None:
+    code = "import sys, seqjepa.encoders; assert 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,80 @@
+"""The conditioned predictor."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from seqjepa import ConditionedPredictor
+from tests.builders import randomise
+
+sizes = st.integers(1, 6)
+
+
+@given(st.integers(2, 6), sizes, st.integers(0, 4), sizes, st.sampled_from([None, 1, 5]),
+       st.sampled_from([torch.float32, torch.float64]))  # fmt: skip
+def test_shapes(b: int, s: int, e: int, d: int, hidden: int | None, dtype: torch.dtype) -> None:
+    predictor = ConditionedPredictor(s, e, d, hidden).to(dtype)
+    out = predictor(torch.randn(b, s, dtype=dtype), torch.randn(b, e, dtype=dtype))
+    assert out.shape == (b, d)
+    assert out.dtype == dtype
+
+
+def test_the_default_is_the_paper_s_mlp() -> None:
+    predictor = ConditionedPredictor(state_dim=640, action_dim=128, dim=512)
+    kinds = [type(layer) for layer in predictor.layers]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert {k: tuple(v.shape) for k, v in predictor.named_parameters()} == {
+        "layers.0.weight": (1024, 768),
+        "layers.1.weight": (1024,),
+        "layers.1.bias": (1024,),
+        "layers.3.weight": (512, 1024),
+        "layers.3.bias": (512,),
+    }
+
+
+@pytest.mark.parametrize("hidden", [None, 7])
+def test_it_is_a_map_of_state_and_action_side_by_side(hidden: int | None) -> None:
+    predictor = randomise(ConditionedPredictor(3, 2, 4, hidden)).eval()
+    state, action = torch.randn(5, 3), torch.randn(5, 2)
+    p = dict(predictor.named_parameters()) | dict(predictor.named_buffers())
+    x = state @ p["layers.0.weight"][:, :3].T + action @ p["layers.0.weight"][:, 3:].T
+    x = (x - p["layers.1.running_mean"]) / (p["layers.1.running_var"] + 1e-5).sqrt()
+    x = x * p["layers.1.weight"] + p["layers.1.bias"]
+    if hidden:
+        x = x.clamp(min=0) @ p["layers.3.weight"].T + p["layers.3.bias"]
+    torch.testing.assert_close(predictor(state, action), x, atol=1e-5, rtol=1e-5)
+
+
+def test_in_eval_mode_a_row_depends_on_itself_alone() -> None:
+    predictor = ConditionedPredictor(3, 2, 4).eval()
+    state, action = torch.randn(5, 3), torch.randn(5, 2)
+    torch.testing.assert_close(predictor(state, action)[:1], predictor(state[:1], action[:1]))
+
+
+def test_wrong_input_is_refused() -> None:
+    predictor = ConditionedPredictor(3, 2, 4)
+    state, action = torch.randn(5, 3), torch.randn(5, 2)
+    with pytest.raises(ValueError, match=r"state must have the axes \(B, S\); got shape \(5, 1, 3\)"):
+        predictor(state[:, None], action)
+    with pytest.raises(ValueError, match=r"action must have the axes \(B, E\); got shape \(5, 1, 2\)"):
+        predictor(state, action[:, None])
+    with pytest.raises(ValueError, match=r"The state is 3 wide here; got shape \(5, 2\)"):
+        predictor(action, action)
+    with pytest.raises(ValueError, match=r"The action is 2 wide here; got shape \(5, 3\)"):
+        predictor(state, state)
+    with pytest.raises(ValueError, match=r"Every state needs one action; got 5 states, 4 actions"):
+        predictor(state, action[:4])
+    with pytest.raises(TypeError, match=r"action must have the dtype of the weights"):
+        predictor(state, action.double())
+    with pytest.raises(ValueError, match=r"state must lie where the weights do"):
+        predictor(state.to("meta"), action)
+    with pytest.raises(TypeError, match=r"state must be floating point"):
+        predictor(state.long(), action)
+
+
+@pytest.mark.parametrize("bad", [{"state_dim": 0}, {"action_dim": -1}, {"dim": 0}, {"hidden_dim": 0}])
+def test_impossible_sizes_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"at least 1 and action_dim at least 0; got state_dim=.*hidden_dim=None"):
+        ConditionedPredictor(**({"state_dim": 3, "action_dim": 2, "dim": 4, "hidden_dim": 5} | bad))

@@ -1,0 +1,257 @@
+"""Target encoders: the moving average, its limits, and what it must survive."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from seqjepa import CosineSchedule, EMATarget, StopGradientTarget
+from tests.builders import TinyEncoder, randomise
+
+
+def moved(encoder: nn.Module, seed: int = 1) -> nn.Module:
+    """The encoder after training has moved it, statistics included."""
+    return randomise(copy.deepcopy(encoder), seed)
+
+
+@given(st.floats(0, 1), st.integers(0, 99))
+def test_an_update_is_a_convex_step(momentum: float, seed: int) -> None:
+    encoder = randomise(TinyEncoder()).double()
+    target, online = EMATarget(encoder, momentum), moved(encoder, seed)
+    target.update(online)
+    for mine, before, theirs in zip(
+        target.encoder.parameters(), encoder.parameters(), online.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, momentum * before + (1 - momentum) * theirs)
+
+
+def test_momentum_1_stays_and_momentum_0_follows_exactly() -> None:
+    encoder = randomise(TinyEncoder())
+    online = moved(encoder)
+    for momentum, expected in ((1.0, encoder), (0.0, online)):
+        target = EMATarget(encoder, momentum)
+        target.update(online)
+        for mine, theirs in zip(target.encoder.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_the_schedule_is_followed_step_by_step() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    target = EMATarget(weight, CosineSchedule(0.5, 1.0, 4))
+    expected, rates = weight.weight.item(), []
+    for step in range(6):
+        with torch.no_grad():
+            weight.weight.fill_(step + 1.0)
+        m = 1 - 0.5 * (1 + math.cos(math.pi * min(step, 4) / 4)) / 2
+        expected = m * expected + (1 - m) * (step + 1.0)
+        target.update(weight)
+        rates.append(m)
+        assert target.encoder.weight.item() == pytest.approx(expected, abs=1e-6)
+        assert target.step == step + 1
+    assert rates[-1] == 1.0
+
+
+def test_a_resumed_run_continues_the_schedule_exactly() -> None:
+    encoder, schedule = TinyEncoder(), CosineSchedule(0.9, 1.0, 10)
+    whole = EMATarget(encoder, schedule)
+    for seed in range(3):
+        whole.update(moved(encoder, seed))
+    resumed = EMATarget(TinyEncoder(), schedule)
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.step == 3
+    for seed in range(3, 6):
+        whole.update(moved(encoder, seed))
+        resumed.update(moved(encoder, seed))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_the_target_shares_no_storage_and_takes_no_gradient() -> None:
+    encoder = TinyEncoder()
+    encoder(torch.rand(2, 3, 8, 8)).sum().backward()
+    target = EMATarget(encoder)
+    theirs = {t.data_ptr() for t in [*encoder.parameters(), *encoder.buffers()]}
+    assert not theirs & {t.data_ptr() for t in [*target.parameters(), *target.buffers()]}
+    assert not any(p.requires_grad or p.grad is not None for p in target.parameters())
+    out = target(torch.rand(2, 3, 8, 8, requires_grad=True))
+    assert not out.requires_grad
+    assert out.shape == (2, 8)
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
+def test_an_update_leaves_the_encoder_alone() -> None:
+    encoder = randomise(TinyEncoder())
+    target, online = EMATarget(encoder, 0.3, buffers="ema"), moved(encoder)
+    before = copy.deepcopy(online.state_dict())
+    target.update(online)
+    assert all(torch.equal(v, before[k]) for k, v in online.state_dict().items())
+
+
+@pytest.mark.parametrize("buffers", ["own", "copy", "ema"])
+def test_batch_norm_statistics_are_kept_copied_or_averaged(buffers: Any) -> None:
+    encoder = randomise(TinyEncoder())
+    target, online = EMATarget(encoder, 0.75, buffers=buffers), moved(encoder)
+    online.bn1.num_batches_tracked.fill_(7)  # type: ignore[union-attr, operator]
+    target.update(online)
+    mix = {"own": 1.0, "copy": 0.0, "ema": 0.75}[buffers]
+    expected = mix * encoder.bn1.running_var + (1 - mix) * online.bn1.running_var  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(target.encoder.bn1.running_var, expected)
+    assert target.encoder.bn1.num_batches_tracked == (0 if buffers == "own" else 7)
+    assert target.encoder.bn1.num_batches_tracked.dtype == torch.int64
+
+
+def test_with_its_own_statistics_the_target_follows_the_mode_and_normalises_by_its_batch() -> None:
+    encoder = TinyEncoder()
+    target = EMATarget(encoder)
+    views = torch.rand(6, 3, 8, 8)
+    assert target.encoder.training
+    torch.testing.assert_close(target(views), copy.deepcopy(encoder)(views))
+    assert target.encoder.bn1.num_batches_tracked == 1
+    target.eval()
+    assert not target.encoder.training
+    target(views)
+    assert target.encoder.bn1.num_batches_tracked == 1
+    assert EMATarget(encoder.eval()).encoder.training is False
+
+
+@pytest.mark.parametrize("buffers", ["copy", "ema"])
+def test_with_the_encoder_s_statistics_the_target_is_always_in_eval_mode(buffers: Any) -> None:
+    target = EMATarget(TinyEncoder(), buffers=buffers)
+    assert not target.encoder.training
+    target.train()
+    assert not any(m.training for m in target.encoder.modules())
+    target(torch.rand(2, 3, 8, 8))
+    assert target.encoder.bn1.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_average_stays_in_float32_beside_a_half_precision_encoder(half: torch.dtype) -> None:
+    encoder = TinyEncoder()
+    exact = EMATarget(encoder, 0.999)
+    cast = copy.deepcopy(exact).to(half)
+    assert all(p.dtype == torch.float32 for p in cast.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(exact.parameters(), cast.parameters(), strict=True))
+    short = copy.deepcopy(encoder).to(half)
+    built = EMATarget(short, 0.999)
+    assert all(p.dtype == torch.float32 for p in built.parameters())
+    with torch.no_grad():
+        for p in short.parameters():
+            p.add_(0.125)
+    start = built.encoder.conv2.weight.clone()
+    for _ in range(10):
+        built.update(short)
+    expected = short.conv2.weight.float() + 0.999**10 * (start - short.conv2.weight.float())
+    torch.testing.assert_close(built.encoder.conv2.weight, expected)
+    assert (built.encoder.conv2.weight - start).abs().max() > 1e-4  # bfloat16 would have stalled
+
+
+def test_half_precision_views_meet_float32_weights() -> None:
+    encoder = TinyEncoder().eval()
+    target = EMATarget(encoder).bfloat16()
+    views = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(target(views.bfloat16()).float(), encoder(views), atol=3e-2, rtol=3e-2)
+
+
+def test_float64_is_kept() -> None:
+    target = EMATarget(TinyEncoder()).double()
+    assert target(torch.rand(2, 3, 8, 8).double()).dtype == torch.float64
+
+
+def test_channels_last_survives_a_cast() -> None:
+    target = EMATarget(TinyEncoder()).to(torch.bfloat16, memory_format=torch.channels_last)
+    assert target.encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert target.encoder.conv1.weight.dtype == torch.float32
+
+
+def test_it_survives_deepcopy() -> None:
+    target = EMATarget(TinyEncoder(), CosineSchedule(0.5, 1.0, 10))
+    online = moved(target.encoder)
+    target.update(online)
+    twin = copy.deepcopy(target)
+    assert twin.step == 1
+    target.update(online)
+    twin.update(online)
+    assert all(torch.equal(a, b) for a, b in zip(target.parameters(), twin.parameters(), strict=True))
+    assert not {p.data_ptr() for p in target.parameters()} & {p.data_ptr() for p in twin.parameters()}
+
+
+def test_a_compiled_encoder_is_copied_plain_and_followed() -> None:
+    encoder = TinyEncoder()
+    compiled: Any = torch.compile(encoder)
+    target = EMATarget(compiled, 0.5)
+    assert not any("_orig_mod" in key for key in target.state_dict())
+    before = target.encoder.conv1.weight.clone()
+    with torch.no_grad():
+        encoder.conv1.weight.add_(1)
+    target.update(compiled)
+    torch.testing.assert_close(target.encoder.conv1.weight, before + 0.5)
+
+
+def test_it_prints_what_it_does() -> None:
+    assert "momentum=0.9, buffers='ema', step=0" in repr(EMATarget(nn.Linear(1, 1), 0.9, buffers="ema"))
+
+
+def test_the_default_momentum_is_the_paper_s() -> None:
+    assert EMATarget(nn.Linear(1, 1)).momentum == 0.996
+    assert EMATarget(nn.Linear(1, 1)).buffer_mode == "own"
+
+
+def test_the_stop_gradient_target_is_the_encoder_without_gradient() -> None:
+    encoder = TinyEncoder()
+    target = StopGradientTarget(encoder)
+    views = torch.rand(4, 3, 8, 8)
+    out = target(views)
+    assert not out.requires_grad
+    torch.testing.assert_close(out, encoder(views))
+    assert encoder.bn1.num_batches_tracked == 2
+    assert not target.state_dict()
+    assert not list(target.modules())[1:]
+    other = TinyEncoder()
+    target.update(other)
+    torch.testing.assert_close(target(views), other(views))
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
+def test_a_momentum_outside_0_1_is_refused(momentum: float) -> None:
+    with pytest.raises(ValueError, match=rf"momentum must be in \[0, 1\], or a schedule of the step; got {momentum}"):
+        EMATarget(nn.Linear(1, 1), momentum)
+    target = EMATarget(nn.Linear(1, 1), lambda step: momentum if step else 1.0)
+    target.update(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=rf"must be in \[0, 1\]; the schedule gave {momentum} at step 1"):
+        target.update(nn.Linear(1, 1))
+    assert target.step == 1
+
+
+def test_unknown_buffers_are_refused() -> None:
+    with pytest.raises(ValueError, match="buffers must be 'own', 'copy' or 'ema'; got 'average'"):
+        EMATarget(nn.Linear(1, 1), buffers="average")  # type: ignore[arg-type]
+
+
+def test_an_encoder_of_another_make_is_refused_before_anything_moves() -> None:
+    encoder = TinyEncoder(8)
+    target = EMATarget(encoder, 0.5, buffers="copy")
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(ValueError, match=r"the parameters of the one given differ in number or shape \(9 here, 9 there\)"):
+        target.update(TinyEncoder(16))
+    with pytest.raises(ValueError, match=r"differ in number or shape \(9 here, 2 there\).*Build a new EMATarget"):
+        target.update(nn.Linear(1, 1))
+    other = TinyEncoder(8)
+    other.bn1.register_buffer("more", torch.zeros(1))
+    with pytest.raises(ValueError, match="the buffers of the one given differ"):
+        target.update(moved(other))
+    with pytest.raises(ValueError, match="must lie on one device; got cpu and meta"):
+        target.update(moved(encoder).to("meta"))
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+def test_an_encoder_that_returns_feature_maps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must map 2 views to vectors of shape \(2, D\); got \(2, 4, 6, 6\)"):
+        EMATarget(nn.Conv2d(3, 4, 3))(torch.rand(2, 3, 8, 8))
