@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_axes", "check_like", "unwrap"]
+__all__ = ["check_axes", "check_floating", "check_like", "is_compiled", "unwrap"]
 
 
 def check_axes(name: str, tensor: Tensor, axes: str) -> None:
@@ -38,11 +41,17 @@ def check_like(name: str, tensor: Tensor, weight: Tensor | None) -> None:
         )
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` wraps the module. Asks without importing the compiler, which takes a second."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile` and DistributedDataParallel wrappers, if there are any."""
     while True:
-        if isinstance(module, torch._dynamo.OptimizedModule):
-            module = module._orig_mod
+        if is_compiled(module):
+            module = cast(nn.Module, module._orig_mod)
         elif isinstance(module, nn.parallel.DistributedDataParallel):
             module = module.module
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from seqjepa._checks import check_axes, check_like
 
 __all__ = ["ActionEmbedder", "NoActions", "RawActions"]
 
-NORMS = {
+NORMS: dict[str | None, Callable[[int], nn.Module]] = {
     "batch": lambda dim: nn.BatchNorm1d(dim, affine=False),
     "layer": nn.LayerNorm,
     "rms": nn.RMSNorm,
@@ -82,7 +83,7 @@ class ActionEmbedder(nn.Module):
                 f"An action has {self.action_dim} numbers here; got actions of shape {tuple(actions.shape)}, "
                 f"{actions.shape[-1]} each. Build the embedder with action_dim={actions.shape[-1]}."
             )
-        check_like("actions", actions, self.projection[-1].weight)
+        check_like("actions", actions, next(self.projection.parameters()))
         e = self.normalization(self.projection(rearrange(actions, "b t a -> (b t) a")))
         return e.unflatten(0, actions.shape[:2])
 

@@ -113,6 +113,7 @@ class SequenceAggregator(nn.Module):
         x, attend = self._sequence(tokens, mask)
         weights = []
         for layer in self.layers:
+            assert isinstance(layer, _Layer)
             weights.append(layer.attention_weights(x, attend))
             x = layer(x, attend)
         return torch.stack(weights, dim=1)
@@ -133,7 +134,7 @@ class SequenceAggregator(nn.Module):
             attend = F.pad(mask, (1, 0), value=True)[:, None, None]
         if self.positions is not None:
             tokens = tokens + self.positions(_indices(tokens, mask)).to(tokens.dtype)
-        return torch.cat([self.token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1), attend
+        return torch.cat([self.token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1), attend
 
 
 class SinusoidalPositions(nn.Module):

@@ -63,7 +63,8 @@ def timm_encoder(
     encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     if cifar_stem:
         with_cifar_stem(encoder)
-    encoder.timm_spec = {"name": name, "cifar_stem": cifar_stem, "img_size": img_size, **timm_options}
+    spec: Any = {"name": name, "cifar_stem": cifar_stem, "img_size": img_size, **timm_options}
+    encoder.timm_spec = spec
     return encoder
 
 

@@ -1,4 +1,4 @@
-"""Models in folders and on the Hugging Face Hub: safetensors for the weights, JSON for the parts."""
+"""A model's way in and out: state dicts, folders and the Hugging Face Hub; safetensors for weights, JSON for parts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seqjepa._checks import unwrap
+from seqjepa._checks import is_compiled, unwrap
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator, SinusoidalPositions
 from seqjepa.encoders import timm_encoder
@@ -26,9 +26,10 @@ from seqjepa.target import EMATarget, StopGradientTarget
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PretrainedMixin"]
+__all__ = ["PretrainedModule"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+COMPILED = "_orig_mod."
 PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
 KNOWN: dict[str, type] = {
     part.__name__: part
@@ -40,12 +41,47 @@ KNOWN: dict[str, type] = {
 }  # fmt: skip
 
 
-class PretrainedMixin:
+class PretrainedModule(nn.Module):
     """Save a model made of parts, and get it back with the same bits.
 
     A part of this package is written down by its constructor's arguments, each kept as an attribute. A part of the
-    user's own is saved by its weights alone, and handed to `from_pretrained` by name.
+    user's own is saved by its weights alone, and handed to `from_pretrained` by name. State dicts do not tell whether a
+    part was compiled.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(_strip_compile_prefixes)
+        self.register_load_state_dict_pre_hook(_find_compiled_parts)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights if all of them fit; otherwise raise, with nothing loaded.
+
+        Args:
+            state_dict: from `state_dict()`, of a model with compiled parts or without.
+            strict: whether every weight must be there, and no other.
+            assign: take the tensors themselves instead of copying them.
+
+        Returns:
+            The missing and the unexpected keys, as `torch.nn.Module.load_state_dict` does.
+
+        Raises:
+            RuntimeError: a weight of another shape or, if strict, one missing or unknown.
+        """
+        ours = self.state_dict()
+        theirs = {key.replace(COMPILED, ""): value for key, value in state_dict.items()}
+        problems = [
+            f"{key}: {_shape(theirs[key])} given, {_shape(ours[key])} needed"
+            for key in ours.keys() & theirs.keys()
+            if _shape(ours[key]) != _shape(theirs[key])
+        ]
+        if strict:
+            problems += [f"{key}: missing" for key in ours.keys() - theirs.keys()]
+            problems += [f"{key}: unknown" for key in theirs.keys() - ours.keys()]
+        if problems:
+            shown = "\n  ".join(sorted(problems)[:20]) + ("\n  …" if len(problems) > 20 else "")
+            raise RuntimeError(f"These weights are for another model; nothing was loaded:\n  {shown}")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def config(self) -> dict[str, Any]:
         """The parts as plain JSON values: what `from_pretrained` builds the model from.
@@ -116,14 +152,16 @@ class PretrainedMixin:
             ValueError: a file that cannot be read, an unknown part, or a part that must be given and was not.
             RuntimeError: weights that do not fit the parts.
         """
-        return _hub_class().from_pretrained(name_or_path, model_class=cls, **options)
+        try:
+            return _hub_class().from_pretrained(name_or_path, model_class=cls, **options)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{CONFIG} of {name_or_path} is not JSON: {error}. Is the file whole?") from error
 
 
 @functools.cache
 def _hub_class() -> Any:
     """The adapter between a model and huggingface_hub's mixin, which is imported when it is first needed."""
-    from huggingface_hub import ModelHubMixin, hf_hub_download
-    from safetensors.torch import save_file
+    from huggingface_hub import ModelHubMixin
 
     class HubModel(
         ModelHubMixin, library_name="seqjepa", license="mit", tags=["seq-jepa", "world-model"],
@@ -134,16 +172,20 @@ def _hub_class() -> Any:
             self._hub_mixin_config = model.config()
 
         def _save_pretrained(self, save_directory: Path) -> None:
+            from safetensors.torch import save_file
+
             state = self.model.state_dict()
             # A clone each: safetensors takes neither shared storage nor other layouts.
             tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
             save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
 
         @classmethod
-        def _from_pretrained(
+        def _from_pretrained(  # type: ignore[override]
             cls, *, model_id: str, revision: Any, cache_dir: Any, force_download: bool, local_files_only: bool,
             token: Any, model_class: Any, **parts: Any,
         ) -> Any:  # fmt: skip
+            from huggingface_hub import hf_hub_download
+
             def fetch(file: str) -> Path:
                 if os.path.isdir(model_id):
                     return Path(model_id, file)
@@ -169,10 +211,7 @@ def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[s
     unknown = sorted(set(given) - set(PARTS))
     if unknown:
         raise TypeError(f"from_pretrained takes the parts {', '.join(PARTS)} by name; got {', '.join(unknown)}.")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config_file} is not JSON: {error}. Is the file whole?") from error
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     try:
         state = load_file(weights_file)
     except SafetensorError as error:
@@ -205,7 +244,7 @@ def _describe(part: Any) -> Any:
     return described
 
 
-def _build(name: str, described: Any, encoder: nn.Module | None) -> Any:
+def _build(name: str, described: Any, encoder: Any) -> Any:
     """A part from its description."""
     if not isinstance(described, Mapping):
         raise ValueError(
@@ -213,13 +252,13 @@ def _build(name: str, described: Any, encoder: nn.Module | None) -> Any:
             f"built for training and pass it: from_pretrained(..., {name}=...)."
         )
     arguments = {k: v for k, v in described.items() if k != "type"}
-    kind = described.get("type")
+    kind = str(described.get("type"))
     try:
         if kind == "timm":
             return timm_encoder(**arguments)
         part = KNOWN[kind]
         arguments = {k: _build(k, v, None) if isinstance(v, Mapping) else v for k, v in arguments.items()}
-        return part(encoder, **arguments) if part in (EMATarget, StopGradientTarget) else part(**arguments)
+        return part(encoder, **arguments) if issubclass(part, EMATarget | StopGradientTarget) else part(**arguments)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"config.json describes a {name} that this version of seqjepa cannot build: {dict(described)} "
@@ -238,3 +277,25 @@ def _is_json(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _strip_compile_prefixes(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """State-dict hook: a compiled part saves under the names of the part itself."""
+    for key in [key for key in state_dict if key.startswith(prefix) and COMPILED in key[len(prefix) :]]:
+        state_dict[prefix + key[len(prefix) :].replace(COMPILED, "")] = state_dict.pop(key)
+
+
+def _find_compiled_parts(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook: weights under the names of the parts find them compiled or not."""
+    _strip_compile_prefixes(model, state_dict, prefix, None)
+    compiled = [name + "." for name, m in model.named_modules() if is_compiled(m)]
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        for path in compiled:  # outer modules come first
+            if name.startswith(path):
+                name = path + COMPILED + name[len(path) :]
+        state_dict[prefix + name] = state_dict.pop(key)
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -193,7 +193,7 @@ class VarianceCovariance(nn.Module):
         """The weighted sum and its parts."""
         x = z.flatten(0, 1).to(torch.promote_types(z.dtype, torch.float32))
         with torch.autocast(x.device.type, enabled=False):  # sums of squares want the full type
-            counts = x.new_ones(len(x), 1) if mask is None else mask.reshape(-1, 1).to(x.dtype)
+            counts = x.new_ones(x.shape[0], 1) if mask is None else mask.reshape(-1, 1).to(x.dtype)
             n = counts.sum()
             x = torch.where(counts > 0, x, 0)  # NaN in the padding stays there
             x = (x - x.sum(0) / n) * counts

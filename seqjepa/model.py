@@ -13,7 +13,7 @@ from seqjepa._checks import check_axes
 from seqjepa.actions import ActionEmbedder
 from seqjepa.aggregator import SequenceAggregator, check_mask
 from seqjepa.encoders import encode_views, feature_width, timm_encoder
-from seqjepa.hub import PretrainedMixin
+from seqjepa.hub import PretrainedModule
 from seqjepa.loss import SeqJEPALoss
 from seqjepa.predictor import ConditionedPredictor
 from seqjepa.target import EMATarget, Momentum
@@ -22,7 +22,7 @@ from seqjepa.types import SeqJEPAOutput
 __all__ = ["SeqJEPA"]
 
 
-class SeqJEPA(nn.Module, PretrainedMixin):
+class SeqJEPA(PretrainedModule):
     """Learn an equivariant and an invariant representation at once, by predicting the next view of a sequence.
 
     ```
@@ -61,6 +61,13 @@ class SeqJEPA(nn.Module, PretrainedMixin):
         torch.Size([8, 512])
     """
 
+    encoder: Any
+    embedder: Any
+    aggregator: Any
+    predictor: Any
+    target: Any
+    loss: Any
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -78,8 +85,6 @@ class SeqJEPA(nn.Module, PretrainedMixin):
         self.predictor = predictor
         self.target = EMATarget(encoder) if target is None else target
         self.loss = SeqJEPALoss() if loss is None else loss
-        self.register_state_dict_post_hook(_strip_compile_prefixes)
-        self.register_load_state_dict_pre_hook(_check_then_load)
 
     @classmethod
     def from_encoder(
@@ -120,7 +125,7 @@ class SeqJEPA(nn.Module, PretrainedMixin):
         """
         dim = feature_width(encoder, view_shape)
         embedder = ActionEmbedder(action_dim) if embedder is None else embedder
-        embed_dim = int(embedder.embed_dim)
+        embed_dim: Any = embedder.embed_dim
         return cls(
             encoder=encoder,
             embedder=embedder,
@@ -201,7 +206,11 @@ class SeqJEPA(nn.Module, PretrainedMixin):
             ValueError: shapes, counts or devices that do not fit; an encoder that returns no vectors.
             TypeError: dtypes that do not fit.
         """
-        _check_sequence(views, actions, steps_missing=1)
+        _check_sequence(views, actions)
+        if views.shape[1] < 2:
+            raise ValueError(
+                f"Two views and one action are the least that can be predicted from; got {views.shape[1]} view."
+            )
         last = None if mask is None else _last_true(mask, actions)
 
         z = self.encode(views[:, :-1])  # (B, T, D)
@@ -305,7 +314,7 @@ class SeqJEPA(nn.Module, PretrainedMixin):
             >>> model.imagine(torch.rand(2, 3, 3, 32, 32), torch.randn(2, 2, 4), torch.randn(2, 5, 4)).shape
             torch.Size([2, 5, 512])
         """
-        _check_sequence(views, actions, steps_missing=1)
+        _check_sequence(views, actions)
         check_axes("future_actions", future_actions, "B K A")
         if future_actions.shape[1] < 1 or future_actions.shape[::2] != actions.shape[::2]:
             raise ValueError(
@@ -327,7 +336,7 @@ class SeqJEPA(nn.Module, PretrainedMixin):
         self.target.update(self.encoder)
 
 
-def _check_sequence(views: Tensor, actions: Tensor, steps_missing: int) -> None:
+def _check_sequence(views: Tensor, actions: Tensor) -> None:
     """Raise unless the views and the actions between them belong together."""
     check_axes("actions", actions, "B T A")
     if views.ndim < 3:
@@ -335,7 +344,7 @@ def _check_sequence(views: Tensor, actions: Tensor, steps_missing: int) -> None:
             f"views must have the axes (B, T+1, …), for images (B, T+1, C, H, W); got {tuple(views.shape)}."
         )
     n, m = views.shape[1], actions.shape[1]
-    if m != n - steps_missing:
+    if m != n - 1:
         raise ValueError(
             f"{n} views need {n - 1} actions, one per step; got {m}. "
             + ("Drop the last action or add a view." if m > n - 1 else "Add an action or drop the last view.")
@@ -355,7 +364,7 @@ def _take(sequence: Tensor, index: Tensor | None) -> Tensor:
     """One step of each row of a (B, T, …): the last, or the one at `index` (B,)."""
     if index is None:
         return sequence[:, -1]
-    return sequence[torch.arange(len(sequence), device=sequence.device), index]
+    return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
 
 
 def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Module) -> None:
@@ -380,50 +389,3 @@ def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Modu
                 f"({embed_dim}): {predictor.dim + embed_dim} wide; the aggregator takes {aggregator.dim}. "
                 f"Build SequenceAggregator({predictor.dim + embed_dim})."
             )
-
-
-COMPILED = "_orig_mod."
-
-
-def _strip_compile_prefixes(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    """State-dict hook: a compiled part saves under the names of the part itself."""
-    for key in [key for key in state_dict if key.startswith(prefix) and COMPILED in key[len(prefix) :]]:
-        state_dict[prefix + key[len(prefix) :].replace(COMPILED, "")] = state_dict.pop(key)
-
-
-def _check_then_load(
-    model: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    local_metadata: Any,
-    strict: bool,
-    missing_keys: list[str],
-    unexpected_keys: list[str],
-    error_msgs: list[str],
-) -> None:
-    """Load hook: raise before anything is copied if something does not fit; then find compiled parts."""
-    _strip_compile_prefixes(model, state_dict, prefix, local_metadata)
-    ours = {prefix + key: value for key, value in model.state_dict().items()}
-    theirs = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-    problems = [
-        f"{key}: {_shape(theirs[key])} given, {_shape(ours[key])} needed"
-        for key in ours.keys() & theirs.keys()
-        if _shape(ours[key]) != _shape(theirs[key])
-    ]
-    if strict:
-        problems += [f"{key}: missing" for key in ours.keys() - theirs.keys()]
-        problems += [f"{key}: unknown" for key in theirs.keys() - ours.keys()]
-    if problems:
-        shown = "\n  ".join(sorted(problems)[:20]) + ("\n  …" if len(problems) > 20 else "")
-        raise RuntimeError(f"These weights are for another model; nothing was loaded:\n  {shown}")
-    compiled = [name + "." for name, m in model.named_modules() if isinstance(m, torch._dynamo.OptimizedModule)]
-    for key in theirs:
-        name = key[len(prefix) :]
-        for path in compiled:  # outer modules come first
-            if name.startswith(path):
-                name = path + COMPILED + name[len(path) :]
-        state_dict[prefix + name] = state_dict.pop(key)
-
-
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -57,13 +57,12 @@ class ConditionedPredictor(nn.Module):
 
     def forward(self, state: Float[Tensor, "B S"], action: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
         """The predicted representation of the view that `action` leads to."""
-        weight = self.layers[0].weight
         for name, tensor, axes, width in (("state", state, "B S", self.state_dim),
                                           ("action", action, "B E", self.action_dim)):  # fmt: skip
             check_axes(name, tensor, axes)
             if tensor.shape[-1] != width:
                 raise ValueError(f"The {name} is {width} wide here; got shape {tuple(tensor.shape)}.")
-            check_like(name, tensor, weight)
+            check_like(name, tensor, next(self.layers.parameters()))
         if state.shape[0] != action.shape[0]:
             raise ValueError(f"Every state needs one action; got {state.shape[0]} states, {action.shape[0]} actions.")
         return self.layers(torch.cat([state, action], dim=-1))

@@ -60,6 +60,8 @@ class EMATarget(nn.Module):
         (True, 1)
     """
 
+    encoder: Any
+
     def __init__(
         self, encoder: nn.Module, momentum: Momentum = 0.996, *, buffers: Literal["own", "copy", "ema"] = "own"
     ) -> None:
@@ -108,8 +110,8 @@ class EMATarget(nn.Module):
             averaged += [pair for pair, average in zip(buffers, averages, strict=True) if average]
             copied += [pair for pair, average in zip(buffers, averages, strict=True) if not average]
         if averaged:  # one fused call; a pair of other types cannot be fused before it is cast
-            mine, theirs = zip(*[(t, o.to(t.dtype)) for t, o in averaged], strict=True)
-            torch._foreach_lerp_(mine, theirs, 1 - momentum)
+            copies = [mine for mine, _ in averaged]
+            torch._foreach_lerp_(copies, [theirs.to(mine.dtype) for mine, theirs in averaged], 1 - momentum)
         for mine, theirs in copied:
             mine.copy_(theirs)
         self.step += 1

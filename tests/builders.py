@@ -1,6 +1,6 @@
 """Small models and inputs for the tests."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from seqjepa import (
     SeqJEPALoss,
     SequenceAggregator,
 )
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class TinyEncoder(nn.Module):
@@ -72,7 +74,7 @@ def sequence(
     return views, torch.randn(batch, observed, action_dim, generator=g, dtype=dtype)
 
 
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(module: Module, seed: int = 0) -> Module:
     """Give every parameter and every floating buffer a value of its own, so that no zero or one hides a mistake."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """The embedders of actions."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ sizes = st.integers(1, 6)
 
 @given(sizes, st.integers(0, 6), sizes, sizes, st.sampled_from(["batch", "layer", "rms", None]),
        st.sampled_from([None, 5]), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))  # fmt: skip
-def test_shapes_and_dtypes(b: int, t: int, a: int, e: int, norm, hidden, dtype) -> None:  # type: ignore[no-untyped-def]
+def test_shapes_and_dtypes(b: int, t: int, a: int, e: int, norm, hidden, dtype) -> None:
     embedder = ActionEmbedder(a, e, norm=norm, hidden_dim=hidden).to(dtype).eval()
     out = embedder(torch.randn(b, t, a).to(dtype))
     assert out.shape == (b, t, e)
@@ -21,7 +23,7 @@ def test_shapes_and_dtypes(b: int, t: int, a: int, e: int, norm, hidden, dtype) 
 
 
 def test_the_default_is_the_paper_s_linear_map_and_batch_norm_over_all_actions() -> None:
-    embedder = ActionEmbedder(4)
+    embedder: Any = ActionEmbedder(4)
     actions = torch.randn(8, 3, 4)
     weight = embedder.projection[0].weight
     assert weight.shape == (128, 4)
@@ -39,7 +41,7 @@ def test_the_default_is_the_paper_s_linear_map_and_batch_norm_over_all_actions()
 
 
 def test_the_mlp_has_one_hidden_relu_layer() -> None:
-    embedder = ActionEmbedder(2, 3, hidden_dim=7, norm=None)
+    embedder: Any = ActionEmbedder(2, 3, hidden_dim=7, norm=None)
     first, relu, last = embedder.projection
     actions = torch.randn(4, 5, 2)
     assert isinstance(relu, nn.ReLU)
@@ -49,17 +51,18 @@ def test_the_mlp_has_one_hidden_relu_layer() -> None:
 
 
 @pytest.mark.parametrize(("norm", "kind", "bias"), [
-    ("batch", nn.BatchNorm1d, False), ("layer", nn.LayerNorm, False), ("rms", nn.RMSNorm, False), (None, nn.Identity, True),
+    ("batch", nn.BatchNorm1d, False), ("layer", nn.LayerNorm, False), ("rms", nn.RMSNorm, False),
+    (None, nn.Identity, True),
 ])  # fmt: skip
-def test_a_bias_is_learnt_only_where_no_norm_follows(norm, kind: type, bias: bool) -> None:  # type: ignore[no-untyped-def]
-    embedder = ActionEmbedder(2, 3, norm=norm)
+def test_a_bias_is_learnt_only_where_no_norm_follows(norm, kind: type, bias: bool) -> None:
+    embedder: Any = ActionEmbedder(2, 3, norm=norm)
     assert isinstance(embedder.normalization, kind)
     assert (embedder.projection[-1].bias is not None) == bias
     assert embedder.embed_dim == 3
 
 
 @given(sizes, st.integers(2, 5), st.sampled_from(["batch", "layer", "rms", None]))
-def test_in_eval_mode_an_embedding_depends_on_its_own_action_alone(b: int, t: int, norm) -> None:  # type: ignore[no-untyped-def]
+def test_in_eval_mode_an_embedding_depends_on_its_own_action_alone(b: int, t: int, norm) -> None:
     embedder = ActionEmbedder(3, 4, norm=norm).eval()
     actions = torch.randn(b, t, 3)
     changed = actions.clone()
@@ -70,7 +73,7 @@ def test_in_eval_mode_an_embedding_depends_on_its_own_action_alone(b: int, t: in
 
 
 def test_no_actions_at_all_leave_the_statistics_alone() -> None:
-    embedder = ActionEmbedder(3, 4)
+    embedder: Any = ActionEmbedder(3, 4)
     assert embedder(torch.randn(2, 0, 3)).shape == (2, 0, 4)
     assert torch.equal(embedder.normalization.running_var, torch.ones(4))
 
@@ -101,7 +104,9 @@ def test_raw_actions_are_kept_and_filled_up_with_zeros(b: int, t: int, a: int, m
 def test_another_rank_or_integer_actions_are_refused(embedder: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"actions must have the axes \(B, T, A\); got shape \(2, 3\)"):
         embedder(torch.randn(2, 3))
-    with pytest.raises(TypeError, match=r"actions must be floating point; got torch\.int64\. Convert with actions\.float"):
+    with pytest.raises(
+        TypeError, match=r"actions must be floating point; got torch\.int64\. Convert with actions\.float"
+    ):
         embedder(torch.zeros(2, 3, 3, dtype=torch.long))
 
 
@@ -115,7 +120,9 @@ def test_another_action_size_is_refused() -> None:
 def test_another_dtype_or_device_is_refused() -> None:
     with pytest.raises(TypeError, match=r"weights, torch\.float32; got torch\.float64\. Convert with actions\.to"):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3).double())
-    with pytest.raises(ValueError, match=r"actions must lie where the weights do, on cpu; got meta.*actions\.to\('cpu'\)"):
+    with pytest.raises(
+        ValueError, match=r"actions must lie where the weights do, on cpu; got meta.*actions\.to\('cpu'\)"
+    ):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3, device="meta"))
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"got torch\.float64"):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3).double())
@@ -130,7 +137,9 @@ def test_autocast_takes_either_of_its_dtypes() -> None:
 
 @pytest.mark.parametrize(("a", "e"), [(0, 4), (4, 0), (-1, 4)])
 def test_sizes_below_one_are_refused(a: int, e: int) -> None:
-    with pytest.raises(ValueError, match=rf"must be at least 1; got {a} and {e}\. For a model without actions use NoActions"):
+    with pytest.raises(
+        ValueError, match=rf"must be at least 1; got {a} and {e}\. For a model without actions use NoActions"
+    ):
         ActionEmbedder(a, e)
     assert ActionEmbedder(1, 1)(torch.randn(2, 1, 1)).shape == (2, 1, 1)
 

@@ -1,6 +1,7 @@
 """The aggregator, against PyTorch's own transformer and the laws it must keep."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ def reference(aggregator: SequenceAggregator) -> nn.TransformerEncoder:
         aggregator.dim, aggregator.heads, aggregator.mlp_ratio * aggregator.dim, aggregator.dropout,
         batch_first=True, norm_first=aggregator.norm_first, dtype=aggregator.token.dtype,
     )  # fmt: skip
-    stack = nn.TransformerEncoder(layer, aggregator.depth, norm=nn.LayerNorm(aggregator.dim), enable_nested_tensor=False)
-    names = {"qkv.weight": "self_attn.in_proj_weight", "qkv.bias": "self_attn.in_proj_bias", "out": "self_attn.out_proj",
-             "mlp.0": "linear1", "mlp.3": "linear2"}  # fmt: skip
+    stack = nn.TransformerEncoder(
+        layer, aggregator.depth, norm=nn.LayerNorm(aggregator.dim), enable_nested_tensor=False
+    )
+    names = {"qkv.weight": "self_attn.in_proj_weight", "qkv.bias": "self_attn.in_proj_bias",
+             "out": "self_attn.out_proj", "mlp.0": "linear1", "mlp.3": "linear2"}  # fmt: skip
     state = {}
     for key, value in aggregator.state_dict().items():
         for ours, theirs in names.items():
@@ -70,7 +73,7 @@ def test_gradients_equal_pytorch_s() -> None:
 
 
 def test_the_defaults_are_the_paper_s() -> None:
-    aggregator = SequenceAggregator(640)
+    aggregator: Any = SequenceAggregator(640)
     assert (aggregator.depth, aggregator.heads, aggregator.mlp_ratio, aggregator.dropout) == (3, 4, 4, 0.1)
     assert not aggregator.norm_first
     assert aggregator.positions is None
@@ -88,7 +91,9 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 
 @given(shapes, st.randoms(use_true_random=False), st.booleans())
-def test_without_positions_the_order_of_tokens_changes_nothing(shape: tuple[int, int], random, norm_first: bool) -> None:  # type: ignore[no-untyped-def]
+def test_without_positions_the_order_of_tokens_changes_nothing(
+    shape: tuple[int, int], random, norm_first: bool
+) -> None:
     b, t = shape
     aggregator = randomise(SequenceAggregator(8, norm_first=norm_first)).double().eval()
     tokens = torch.randn(b, t, 8, dtype=torch.float64)
@@ -158,11 +163,14 @@ def test_float32_and_float64_agree() -> None:
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_dropout_acts_in_training_only_and_at_all_four_places(norm_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    functional, places = torch.nn.functional, []
+def test_dropout_acts_in_training_only_and_at_all_four_places(
+    norm_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functional: Any = torch.nn.functional
+    places: list[Any] = []
     attend, drop = functional.scaled_dot_product_attention, functional.dropout
 
-    def spy_attend(q: Tensor, *args: Tensor, dropout_p: float, **kwargs: Tensor) -> Tensor:
+    def spy_attend(q: Tensor, *args: Any, dropout_p: float, **kwargs: Any) -> Tensor:
         places.append(("attention", tuple(q.shape), dropout_p))
         return attend(q, *args, dropout_p=dropout_p, **kwargs)
 
@@ -251,7 +259,9 @@ def test_wrong_tokens_are_refused() -> None:
         aggregator(torch.randn(2, 8))
     with pytest.raises(ValueError, match=r"Tokens are 8 wide here; got shape \(2, 3, 9\), 9 wide.*dim = D \+ E"):
         aggregator(torch.randn(2, 3, 9))
-    with pytest.raises(TypeError, match=r"tokens must have the dtype of the weights, torch\.float32; got torch\.float64"):
+    with pytest.raises(
+        TypeError, match=r"tokens must have the dtype of the weights, torch\.float32; got torch\.float64"
+    ):
         aggregator(torch.randn(2, 3, 8).double())
     with pytest.raises(ValueError, match=r"tokens must lie where the weights do, on cpu; got meta"):
         aggregator(torch.randn(2, 3, 8, device="meta"))

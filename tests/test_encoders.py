@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,15 @@ from tests.builders import TinyEncoder
     ("mobilenetv3_small_050", None, 1024), ("resnet18.a1_in1k", None, 512),
 ])  # fmt: skip
 def test_timm_encoders_give_vectors_whose_width_is_discovered(name: str, img_size: int | None, width: int) -> None:
-    encoder = timm_encoder(name, img_size=img_size)
+    encoder: Any = timm_encoder(name, img_size=img_size)
     side = img_size or 32
     assert feature_width(encoder, (3, side, side)) == width
     assert encode_views(encoder, torch.rand(2, 2, 3, side, side)).shape == (2, 2, width)
 
 
 def test_timm_options_reach_timm() -> None:
-    assert timm_encoder("resnet18", in_chans=1).conv1.in_channels == 1
+    encoder: Any = timm_encoder("resnet18", in_chans=1)
+    assert encoder.conv1.in_channels == 1
 
 
 def test_the_encoder_remembers_how_it_was_made() -> None:
@@ -34,12 +36,12 @@ def test_the_encoder_remembers_how_it_was_made() -> None:
 
 
 def test_the_resnet_starts_with_zero_initialised_residuals() -> None:
-    encoder = timm_encoder("resnet18")
+    encoder: Any = timm_encoder("resnet18")
     assert not encoder.layer1[0].bn2.weight.any()
 
 
 def test_the_cifar_stem_keeps_the_resolution() -> None:
-    encoder = timm_encoder("resnet18", cifar_stem=True)
+    encoder: Any = timm_encoder("resnet18", cifar_stem=True)
     assert (encoder.conv1.kernel_size, encoder.conv1.stride, encoder.conv1.padding) == ((3, 3), (1, 1), (1, 1))
     assert encoder.conv1.bias is None
     assert isinstance(encoder.maxpool, nn.Identity)
@@ -52,7 +54,7 @@ def test_the_cifar_stem_keeps_the_resolution() -> None:
 
 
 def test_the_stem_takes_the_encoder_s_dtype_and_channels() -> None:
-    encoder = with_cifar_stem(timm_encoder("resnet18", in_chans=4).double())
+    encoder: Any = with_cifar_stem(timm_encoder("resnet18", in_chans=4).double())
     assert encoder.conv1.weight.dtype == torch.float64
     assert encoder.conv1.weight.shape == (64, 4, 3, 3)
 
@@ -127,7 +129,9 @@ def test_a_pretrained_stem_is_not_thrown_away_unasked() -> None:
 
 def test_feature_maps_and_odd_outputs_are_refused() -> None:
     views = torch.rand(2, 3, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"map 6 views to vectors of shape \(6, D\); got \(6, 4, 6, 6\).*AdaptiveAvgPool2d"):
+    with pytest.raises(
+        ValueError, match=r"map 6 views to vectors of shape \(6, D\); got \(6, 4, 6, 6\).*AdaptiveAvgPool2d"
+    ):
         encode_views(nn.Conv2d(3, 4, 3), views)
     with pytest.raises(ValueError, match=r"vectors of shape \(6, D\); got \(12, 96\)"):
         encode_views(nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 96)), nn.Flatten(0, 1)), views)
@@ -145,7 +149,9 @@ def test_wrong_views_are_refused() -> None:
         encode_views(nn.Linear(7, 2), torch.rand(2, 7))
     with pytest.raises(TypeError, match=r"views must be floating point; got torch\.uint8"):
         encode_views(nn.Linear(7, 2), torch.zeros(2, 3, 7, dtype=torch.uint8))
-    with pytest.raises(TypeError, match=r"views must have the dtype of the weights, torch\.float32; got torch\.float64"):
+    with pytest.raises(
+        TypeError, match=r"views must have the dtype of the weights, torch\.float32; got torch\.float64"
+    ):
         encode_views(nn.Linear(7, 2), torch.rand(2, 3, 7).double())
     with pytest.raises(ValueError, match=r"views must lie where the weights do, on cpu; got meta"):
         encode_views(nn.Linear(7, 2), torch.rand(2, 3, 7, device="meta"))

@@ -1,5 +1,6 @@
 """Distances and schedules: limits, invariances, and plain-Python references."""
 
+import itertools
 import math
 
 import pytest
@@ -82,7 +83,7 @@ def test_mse_is_the_mean_square_over_features(shape: tuple[int, int, int]) -> No
 
 @pytest.mark.parametrize("distance", [cosine_distance, smooth_l1_distance, mse_distance])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(distance, half) -> None:  # type: ignore[no-untyped-def]
+def test_half_precision_is_computed_in_float32(distance, half) -> None:
     p, t = (x.to(half) for x in pair((3, 5, 1), torch.float32))
     got = distance(p, t)
     assert got.dtype == torch.float32
@@ -101,7 +102,7 @@ def test_the_cosine_schedule_goes_from_start_to_end_and_stays(start: float, end:
     values = [schedule(step) for step in range(total + 2)]
     assert values[0] == pytest.approx(start, abs=1e-12)
     assert values[total] == values[total + 1] == pytest.approx(end, abs=1e-12)
-    steps = [(b - a) * (end - start) for a, b in zip(values, values[1:], strict=False)]
+    steps = [(b - a) * (end - start) for a, b in itertools.pairwise(values)]
     assert all(s >= -1e-12 for s in steps)  # monotone
     for step in range(total + 1):
         released = end - (end - start) * (math.cos(math.pi * step / total) + 1) / 2

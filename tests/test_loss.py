@@ -41,7 +41,7 @@ def test_terms_are_detached_and_the_loss_is_not() -> None:
     (CosineDistance(), cosine_distance), (MSEDistance(), mse_distance),
     (SmoothL1Distance(), smooth_l1_distance), (SmoothL1Distance(0.3), lambda p, t: smooth_l1_distance(p, t, 0.3)),
 ])  # fmt: skip
-def test_distances_are_parts(part, function) -> None:  # type: ignore[no-untyped-def]
+def test_distances_are_parts(part, function) -> None:
     prediction, target = torch.randn(5, 3), torch.randn(5, 3)
     torch.testing.assert_close(part(prediction, target), function(prediction, target))
     torch.testing.assert_close(SeqJEPALoss(part)(prediction, target).loss, function(prediction, target).mean())

@@ -131,7 +131,7 @@ def test_with_the_encoder_s_statistics_the_target_is_always_in_eval_mode(buffers
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_the_average_stays_in_float32_beside_a_half_precision_encoder(half: torch.dtype) -> None:
-    encoder = TinyEncoder()
+    encoder: Any = TinyEncoder()
     exact = EMATarget(encoder, 0.999)
     cast = copy.deepcopy(exact).to(half)
     assert all(p.dtype == torch.float32 for p in cast.parameters())
@@ -163,7 +163,7 @@ def test_float64_is_kept() -> None:
 
 
 def test_channels_last_survives_a_cast() -> None:
-    target = EMATarget(TinyEncoder()).to(torch.bfloat16, memory_format=torch.channels_last)
+    target = EMATarget(TinyEncoder()).to(memory_format=torch.channels_last).to(torch.bfloat16)
     assert target.encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert target.encoder.conv1.weight.dtype == torch.float32
 
@@ -239,7 +239,9 @@ def test_an_encoder_of_another_make_is_refused_before_anything_moves() -> None:
     encoder = TinyEncoder(8)
     target = EMATarget(encoder, 0.5, buffers="copy")
     before = copy.deepcopy(target.state_dict())
-    with pytest.raises(ValueError, match=r"the parameters of the one given differ in number or shape \(9 here, 9 there\)"):
+    with pytest.raises(
+        ValueError, match=r"the parameters of the one given differ in number or shape \(9 here, 9 there\)"
+    ):
         target.update(TinyEncoder(16))
     with pytest.raises(ValueError, match=r"differ in number or shape \(9 here, 2 there\).*Build a new EMATarget"):
         target.update(nn.Linear(1, 1))

@@ -61,7 +61,7 @@ def test_eval_mode_reproduces_the_recorded_outputs(name: str, index: int) -> Non
     with torch.no_grad():
         out = model(views, actions)
         e = model.embed(actions)
-    close = {"atol": 1e-5, "rtol": 0.0}
+    close: Any = {"atol": 1e-5, "rtol": 0.0}
     torch.testing.assert_close(out.z, case["enc_obs"], **close)
     torch.testing.assert_close(out.target, case["enc_target"], **close)
     torch.testing.assert_close(out.state, case["agg_out"], **close)
@@ -79,7 +79,7 @@ def test_raw_actions_differ_from_the_release_only_in_the_action_it_loses(name: s
     model = load_released({"model": rec["state_dict"]}, encoder=encoder_of(rec["config"]))
     assert isinstance(model.embedder, RawActions)
     views, actions = case_inputs(rec, case["meta"])
-    close = {"atol": 1e-5, "rtol": 0.0}
+    close: Any = {"atol": 1e-5, "rtol": 0.0}
     with torch.no_grad():
         out, e = model(views, actions), model.embed(actions)
         torch.testing.assert_close(out.z, case["enc_obs"], **close)
@@ -214,7 +214,9 @@ def test_a_failed_load_leaves_the_given_encoder_untouched(rec: dict[str, Any]) -
 
 
 def test_another_encoder_is_refused(rec: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"does not fit TinyEncoder(.|\n)*encoder\.conv1\.weight: \(64, 3, 3, 3\) given"):
+    with pytest.raises(
+        ValueError, match=r"does not fit TinyEncoder(.|\n)*encoder\.conv1\.weight: \(64, 3, 3, 3\) given"
+    ):
         load_released(rec["state_dict"], encoder=TinyEncoder(32, cifar_stem=False))
 
 
@@ -288,7 +290,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(how: str, tmp_path: Path) ->
         torch.save({"model": hostile}, path)
     else:
         path.write_bytes(pickle.dumps({"model": hostile}))
-    with pytest.raises(ValueError, match="nothing was run|no PyTorch checkpoint"):
+    with pytest.raises(ValueError, match=r"nothing was run|no PyTorch checkpoint"):
         load_released(path)
     assert not (tmp_path / "ran").exists()
 

@@ -4,6 +4,7 @@ SeqJEPA's own forward departs from this order on purpose (docs/fidelity.md); the
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from seqjepa import RawActions, SeqJEPA, StopGradientTarget
 from seqjepa.interop import load_released
 from tests.interop.test_released import FILES, RAW, RECORDINGS, cases, encoder_of, recording
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+CLOSE: Any = {"atol": 1e-5, "rtol": 1e-4}
 
 
 class Released(NamedTuple):
@@ -116,10 +117,10 @@ def test_train_mode_reproduces_outputs_gradients_and_statistics(name: str, index
             compared += 1
     assert compared > 20
     for key, gradient in renamed(model, case.get("grads", {})).items():
-        torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=2e-3, msg=lambda text, k=key: f"{k}: {text}")
+        torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=2e-3, msg=partial("{}: {}".format, key))
     buffers = dict(model.named_buffers())
     for key, buffer in renamed(model, case.get("buffers_after", {})).items():
-        torch.testing.assert_close(buffers[key], buffer, **CLOSE, msg=lambda text, k=key: f"{k}: {text}")
+        torch.testing.assert_close(buffers[key], buffer, **CLOSE, msg=partial("{}: {}".format, key))
 
 
 @pytest.mark.parametrize("name", ["transforms_trajectory.pt", "pls_trajectory.pt"])
@@ -150,7 +151,7 @@ def test_five_steps_reproduce_the_recorded_trajectory_target_included(name: str)
             third = len(value) // 3
             keep = torch.cat([torch.arange(third), torch.arange(2 * third, 3 * third)])
             mine, value = mine[keep], value[keep]
-        torch.testing.assert_close(mine, value, atol=2e-5, rtol=1e-4, msg=lambda text, k=key: f"{k}: {text}")
+        torch.testing.assert_close(mine, value, atol=2e-5, rtol=1e-4, msg=partial("{}: {}".format, key))
 
 
 def sample(draw: Callable[[], Tensor], n: int) -> Tensor:

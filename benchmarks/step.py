@@ -1,0 +1,159 @@
+"""What a SeqJEPA training step costs beyond its encoder.
+
+The time of one step (encode B·T views, embed, aggregate, predict, target, loss, backward, AdamW, EMA) over the time of
+the encoder alone doing the same passes (forward and backward on B·T views, forward without gradient on B, AdamW on its
+weights), taken in turns in one process so that both see the same machine. Then each part by itself.
+
+    python benchmarks/step.py                    # ResNet-18 at 32, 64 and 128 px
+    python benchmarks/step.py --batch 256        # more sources a step
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from seqjepa import SeqJEPA
+
+
+def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Wall time of one call, the device's queue included."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(works: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Times of each piece of work, in turns, after two rounds of warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 2):
+        for name, work in works.items():
+            times[name].append(seconds(work, device))
+    return {name: values[2:] for name, values in times.items()}
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-3, fused=True)
+
+
+def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: bool) -> dict[str, Callable[[], None]]:
+    """The step, the encoder alone, and each part of the rest alone, on inputs of its own."""
+    torch.manual_seed(0)
+    model = SeqJEPA.from_timm("resnet18", action_dim=4, cifar_stem=side <= 32).to(device)
+    encoder, frozen = copy.deepcopy(model.encoder), copy.deepcopy(model.target.encoder)
+    views = torch.rand(batch, observed + 1, 3, side, side, device=device)
+    actions = torch.randn(batch, observed, 4, device=device)
+    seen, last = views[:, :-1].flatten(0, 1).contiguous(), views[:, -1].contiguous()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    optimizer = adamw([p for p in model.parameters() if p.requires_grad])
+    encoder_optimizer = adamw(list(encoder.parameters()))
+
+    def step() -> None:
+        with autocast:
+            loss = model(views, actions).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target()
+
+    def encoder_alone() -> None:
+        with autocast:
+            with torch.no_grad():
+                frozen(last)
+            loss = encoder(seen).square().mean()
+        loss.backward()
+        encoder_optimizer.step()
+        encoder_optimizer.zero_grad()
+
+    parts = copy.deepcopy(model)
+    z = torch.randn(batch, observed, 512, device=device, requires_grad=True)
+    e = torch.randn(batch, observed, 128, device=device)
+    state = torch.randn(batch, 640, device=device, requires_grad=True)
+    target = torch.randn(batch, 512, device=device)
+    rest = [p for name, p in parts.named_parameters() if p.requires_grad and not name.startswith("encoder.")]
+    rest_optimizer = adamw(rest)
+
+    def embed() -> None:
+        with autocast:
+            value = parts.embed(actions).square().mean()
+        value.backward()
+
+    def aggregate() -> None:
+        with autocast:
+            value = parts.aggregate(z, e[:, :-1]).square().mean()
+        value.backward()
+
+    def predict() -> None:
+        with autocast:
+            value = parts.loss(parts.predict(state, e[:, -1]), target).loss
+        value.backward()
+
+    def optimize_rest() -> None:
+        rest_optimizer.step()
+
+    for part in (embed, aggregate, predict):  # the optimiser needs gradients
+        part()
+    return {
+        "step": step,
+        "encoder alone": encoder_alone,
+        "embedder": embed,
+        "aggregator": aggregate,
+        "predictor and loss": predict,
+        "AdamW on the rest": optimize_rest,
+        "EMA update": parts.update_target,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128], help="sides of the views in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="sources a step")
+    parser.add_argument("--observed", type=int, default=3, help="observed views of a source, T")
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="run under bfloat16 autocast")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    print(f"{name}, {args.threads} CPU threads, torch {torch.__version__}, B = {args.batch}, T = {args.observed}")
+    columns: dict[int, dict[str, str]] = {}
+    for side in args.sides:
+        times = interleaved(pieces(side, args.batch, args.observed, device, args.bf16), args.rounds, device)
+        ratios = [a / b for a, b in zip(times["step"], times["encoder alone"], strict=True)]
+        base = statistics.median(times["encoder alone"])
+        column = {
+            "step / encoder alone": f"{statistics.median(ratios):.3f}",
+            "(min … max)": f"{min(ratios):.2f} … {max(ratios):.2f}",
+        }
+        for part, values in times.items():
+            median = statistics.median(values)
+            column[part] = f"{1e3 * median:.1f} ms" + (
+                "" if part in ("step", "encoder alone") else f" ({median / base:.1%})"
+            )
+        columns[side] = column
+    print("| | " + " | ".join(f"{side} px" for side in columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for row in next(iter(columns.values())):
+        print(f"| {row} | " + " | ".join(column[row] for column in columns.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""torch.compile without a graph break, and torch.export of the ways to infer."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqjepa import EMATarget, NoActions, SeqJEPA, SeqJEPALoss, StopGradientTarget, VarianceCovariance
+from tests.builders import TinyEncoder, sequence, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def variants() -> dict[str, SeqJEPA]:
+    encoder = TinyEncoder()
+    return {
+        "paper": tiny_model(dropout=0.0),
+        "ablation": tiny_model(embedder=NoActions(), dropout=0.0),
+        "copied statistics": tiny_model(encoder=encoder, target=EMATarget(encoder, 0.9, buffers="ema"), dropout=0.0),
+        "no ema": tiny_model(
+            encoder=encoder,
+            target=StopGradientTarget(encoder),
+            loss=SeqJEPALoss(regularizer=VarianceCovariance()),
+            dropout=0.0,
+        ),
+    }
+
+
+def assert_one_training_step_agrees(model: SeqJEPA, compile: Callable[[SeqJEPA], Any], masked: bool) -> None:
+    views, actions = sequence()
+    mask = torch.tensor([[False, True, True], [True] * 3, [True, True, False], [True] * 3]) if masked else None
+    twin = copy.deepcopy(model)
+    compiled = compile(twin)
+    expected, got = model(views, actions, mask), compiled(views, actions, mask)
+    for name in ("loss", "prediction", "target", "state", "z"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-5, rtol=1e-4)
+    expected.loss.backward()
+    got.loss.backward()
+    for (name, mine), theirs in zip(twin.named_parameters(), model.parameters(), strict=True):
+        if theirs.grad is None:
+            assert mine.grad is None, name
+        elif name != "aggregator.norm.bias":  # analytically zero
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-3)
+    twin.update_target()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", list(variants()))
+def test_compiled_equals_eager_without_a_graph_break(name: str, masked: bool) -> None:
+    assert_one_training_step_agrees(
+        variants()[name], lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"), masked
+    )
+
+
+def test_it_compiles_under_autocast_with_dropout_and_in_place() -> None:
+    model = tiny_model()
+    model.compile(fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*sequence()).loss.backward()
+    assert not any("_orig_mod" in key for key in model.state_dict())
+    model = tiny_model().to(torch.bfloat16)
+    model.compile(fullgraph=True, backend="aot_eager")
+    model(*sequence(dtype=torch.bfloat16)).loss.backward()
+
+
+def test_other_lengths_and_batches_go_through_one_compiled_model() -> None:
+    model = tiny_model().eval()
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch, observed in ((4, 3), (2, 3), (5, 1)):
+        views, actions = sequence(batch, observed)
+        torch.testing.assert_close(compiled(views, actions).loss, model(views, actions).loss)
+
+
+def test_compiled_methods_agree() -> None:
+    model = tiny_model().eval()
+    views, actions = sequence()
+    imagine: Any = torch.compile(model.imagine, fullgraph=True, backend="aot_eager")
+    arguments = views[:, :2], actions[:, :1], actions[:, 1:]
+    torch.testing.assert_close(imagine(*arguments), model.imagine(*arguments))
+
+
+class Call(nn.Module):
+    """One inference path of a model as a module of its own: what torch.export takes."""
+
+    def __init__(self, model: SeqJEPA, path: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.path = model, path
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.path(self.model, *inputs)
+
+
+B = torch.export.Dim("B", min=1, max=64)
+T = torch.export.Dim("T", min=2, max=16)
+
+PATHS: dict[str, tuple[Callable[..., Tensor], Callable[[int, int], tuple[Tensor, ...]], Any]] = {
+    "encode": (lambda m, v: m.encode(v), lambda b, t: (torch.rand(b, t, 3, 8, 8),), ({0: B, 1: T},)),
+    "aggregate": (
+        lambda m, z, a: m.aggregate(z, m.embed(a)),
+        lambda b, t: (torch.rand(b, t, 8), torch.rand(b, t - 1, 3)),
+        ({0: B, 1: T}, {0: B, 1: T - 1}),
+    ),
+    "state": (
+        lambda m, v, a: m.aggregate(m.encode(v), m.embed(a)),
+        lambda b, t: (torch.rand(b, t, 3, 8, 8), torch.rand(b, t - 1, 3)),
+        ({0: B, 1: T}, {0: B, 1: T - 1}),
+    ),
+    "predict": (
+        lambda m, s, a: m.predict(s, m.embed(a[:, None])[:, 0]),
+        lambda b, t: (torch.rand(b, 12), torch.rand(b, 3)),
+        ({0: B}, {0: B}),
+    ),
+    "imagine": (
+        lambda m, v, a, f: m.imagine(v, a, f),
+        lambda b, t: (torch.rand(b, 3, 3, 8, 8), torch.rand(b, 2, 3), torch.rand(b, 2, 3)),
+        ({0: B}, {0: B}, {0: B}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PATHS))
+def test_the_ways_to_infer_export_with_any_batch_and_length(name: str) -> None:
+    path, inputs, dynamic = PATHS[name]
+    call = Call(tiny_model().eval(), path)
+    with torch.no_grad():
+        program = torch.export.export(call, inputs(4, 3), dynamic_shapes=(dynamic,)).module()
+        for b, t in ((4, 3), (2, 3), (7, 5)):
+            arguments = inputs(b, t)
+            torch.testing.assert_close(program(*arguments), call(*arguments))

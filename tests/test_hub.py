@@ -1,0 +1,257 @@
+"""Saving and loading: every bit and every part comes back, or nothing is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqjepa import (
+    ActionEmbedder,
+    CosineSchedule,
+    EMATarget,
+    NoActions,
+    RawActions,
+    SeqJEPA,
+    SeqJEPALoss,
+    SequenceAggregator,
+    StopGradientTarget,
+    VarianceCovariance,
+)
+from seqjepa.aggregator import SinusoidalPositions
+from seqjepa.encoders import timm_encoder
+from seqjepa.loss import MSEDistance, SmoothL1Distance
+from tests.builders import TinyEncoder, randomise, sequence, tiny_model
+
+
+def assert_same_bits(ours: SeqJEPA, theirs: SeqJEPA) -> None:
+    state, other = ours.state_dict(), theirs.state_dict()
+    assert list(state) == list(other)
+    for key, value in state.items():
+        assert value.dtype == other[key].dtype, key
+        assert torch.equal(value, other[key]), key
+    assert ours.config() == theirs.config()
+
+
+def timm_model(**options: Any) -> SeqJEPA:
+    return randomise(SeqJEPA.from_timm("resnet18", action_dim=3, **options))
+
+
+def test_a_trained_model_comes_back_with_every_bit_config_and_step(tmp_path: Path) -> None:
+    model = timm_model(cifar_stem=True, in_chans=3, momentum=CosineSchedule(0.9, 1.0, 7))
+    model(*sequence()).loss.backward()
+    model.update_target()
+    assert model.save_pretrained(tmp_path / "model") is None
+    loaded = SeqJEPA.from_pretrained(tmp_path / "model")
+    assert_same_bits(model, loaded)
+    assert loaded.target.step == 1
+    assert loaded.target.momentum == CosineSchedule(0.9, 1.0, 7)
+    assert isinstance(loaded.encoder.maxpool, nn.Identity)
+    assert not any(m.training for m in loaded.modules())
+    assert torch.equal(loaded(*sequence()).prediction, model.eval()(*sequence()).prediction)
+    loaded.train()(*sequence()).loss.backward()
+    assert all(p.requires_grad != name.startswith("target.") for name, p in loaded.named_parameters())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def variants() -> dict[str, SeqJEPA]:
+    tiny = timm_encoder("resnet10t")
+    base: dict[str, Any] = {"encoder": tiny, "dim": 512, "heads": 4}
+    other = base | {"encoder": timm_encoder("resnet10t")}
+    return {
+        "embedder": tiny_model(**base, embedder=ActionEmbedder(3, 4, hidden_dim=5, norm="rms")),
+        "raw": tiny_model(**base, embedder=RawActions(4)),
+        "ablation": tiny_model(**base, embedder=NoActions(), loss=SeqJEPALoss(SmoothL1Distance(0.5))),
+        "aggregator": tiny_model(
+            **base,
+            aggregator=SequenceAggregator(
+                516, depth=1, heads=2, mlp_ratio=2, dropout=0.2, norm_first=True, positions=SinusoidalPositions(516)
+            ),
+        ),
+        "no-ema": tiny_model(
+            **base,
+            target=StopGradientTarget(tiny),
+            loss=SeqJEPALoss(MSEDistance(), VarianceCovariance(2.0, 0.5, std=0.5, eps=1e-3)),
+        ),
+        "ema": tiny_model(**base, target=EMATarget(tiny, 0.5, buffers="ema")),
+        "half": tiny_model(**other).to(torch.bfloat16).to(memory_format=torch.channels_last),
+    }
+
+
+@pytest.mark.parametrize("name", list(variants()))
+def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) -> None:
+    model = variants()[name]
+    model.save_pretrained(tmp_path)
+    loaded = SeqJEPA.from_pretrained(str(tmp_path))
+    assert_same_bits(model, loaded)
+    for part in ("embedder", "aggregator", "predictor", "target", "loss"):
+        assert type(getattr(loaded, part)) is type(getattr(model, part))
+        assert repr(getattr(loaded, part)) == repr(getattr(model, part).eval())
+    if name == "no-ema":
+        dtype = torch.float32
+        assert torch.equal(
+            loaded.target(torch.ones(1, 3, 32, 32, dtype=dtype)), loaded.encoder(torch.ones(1, 3, 32, 32))
+        )
+
+
+def test_parts_of_the_user_s_own_are_given_again(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        embed_dim = 4
+
+        def forward(self, actions: Tensor) -> Tensor:
+            return nn.functional.pad(2 * actions, (0, 1))
+
+    encoder = TinyEncoder()
+    aggregator = SequenceAggregator(12, heads=2, positions=nn.Embedding(8, 12))
+    model = tiny_model(
+        encoder=encoder, embedder=Twice(), aggregator=aggregator, target=EMATarget(encoder, lambda s: 0.5)
+    )
+    config = model.config()
+    assert [name for name, part in config.items() if part is None] == ["encoder", "embedder", "aggregator", "target"]
+    model.save_pretrained(tmp_path)
+    own: dict[str, Any] = {
+        "encoder": TinyEncoder(),
+        "embedder": Twice(),
+        "aggregator": SequenceAggregator(12, heads=2, positions=nn.Embedding(8, 12)),
+    }
+    own["target"] = EMATarget(own["encoder"], 0.5)
+    loaded = SeqJEPA.from_pretrained(tmp_path, **own)
+    assert loaded.encoder is own["encoder"]
+    assert torch.equal(loaded(*sequence()).prediction, model.eval()(*sequence()).prediction)
+    for missing in own:
+        rest = {name: part for name, part in own.items() if name != missing}
+        with pytest.raises(
+            ValueError, match=rf"The {missing} of this model was the user's own.*from_pretrained\(\.\.\., {missing}="
+        ):
+            SeqJEPA.from_pretrained(tmp_path, **rest)
+
+
+def test_compiled_parts_are_described_as_the_parts_themselves() -> None:
+    model, plain = timm_model(), timm_model()
+    model.encoder = torch.compile(model.encoder)
+    assert model.config() == plain.config()
+
+
+def test_timm_options_that_json_cannot_hold_make_the_encoder_the_user_s_own() -> None:
+    assert timm_model(act_layer=nn.SiLU).config()["encoder"] is None
+
+
+def test_saving_again_replaces_weights_and_config_and_keeps_the_card(tmp_path: Path) -> None:
+    timm_model().save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    second = randomise(timm_model(embedder=NoActions()), seed=9)
+    second.save_pretrained(tmp_path)
+    assert_same_bits(second, SeqJEPA.from_pretrained(tmp_path))
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = timm_model()
+    first.save_pretrained(tmp_path / "model")
+
+    def full_disk(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        timm_model(embedder=NoActions()).save_pretrained(tmp_path / "model")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert_same_bits(first, SeqJEPA.from_pretrained(tmp_path / "model"))
+
+
+def test_pushing_goes_through_the_hub_s_mixin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import ModelHubMixin
+
+    calls: list[Any] = []
+
+    def push(self: Any, repo_id: str, **options: Any) -> str:
+        calls.append((self.model, repo_id, options))
+        return "https://hub/commit"
+
+    monkeypatch.setattr(ModelHubMixin, "push_to_hub", push)
+    model = tiny_model()
+    assert model.push_to_hub("me/digits", private=True) == "https://hub/commit"
+    assert calls == [(model, "me/digits", {"private": True})]
+
+
+def test_a_name_on_the_hub_is_fetched_through_the_hub_s_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    model = timm_model()
+    model.save_pretrained(tmp_path)
+    fetched: list[Any] = []
+
+    def download(repo_id: str, filename: str, **options: Any) -> str:
+        fetched.append((repo_id, filename, options.get("revision")))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **options: str(tmp_path / "config.json"))
+    assert_same_bits(model, SeqJEPA.from_pretrained("me/digits", revision="v1"))
+    assert fetched == [("me/digits", "config.json", "v1"), ("me/digits", "model.safetensors", "v1")]
+
+
+# --- bad input ---
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    timm_model().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_folder_without_its_files_is_refused(saved: Path, file: str) -> None:
+    (saved / file).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"folder with config\.json and model\.safetensors; .*{file} is missing"
+    ):
+        SeqJEPA.from_pretrained(saved)
+
+
+def test_truncated_weights_are_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors is no safetensors file.*Is it whole\?"):
+        SeqJEPA.from_pretrained(saved)
+
+
+def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"for another model; nothing was loaded(.|\n)*embedder"):
+        SeqJEPA.from_pretrained(saved, embedder=RawActions(128))
+
+
+def test_a_failed_load_leaves_a_given_encoder_untouched(saved: Path) -> None:
+    encoder = TinyEncoder(512)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    with pytest.raises(RuntimeError, match="nothing was loaded"):
+        SeqJEPA.from_pretrained(saved, encoder=encoder)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_unknown_keywords_are_refused(saved: Path) -> None:
+    with pytest.raises(TypeError, match=r"takes the parts encoder, .* by name; got encodr"):
+        SeqJEPA.from_pretrained(saved, encodr=TinyEncoder())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"loss": {"type": "HingeLoss"}}, r"a loss that this version of seqjepa cannot build.*HingeLoss.*pass loss="),
+    ({"predictor": {"type": "ConditionedPredictor", "size": 3}}, r"describes a predictor that this version"),
+    ({"loss": {"type": "SeqJEPALoss", "distance": {"type": "os.system"}}}, r"describes a distance that this version"),
+    ({"target": None}, r"The target of this model was the user's own"),
+    ({"encoder": "resnet18"}, r"The encoder of this model was the user's own"),
+])  # fmt: skip
+def test_a_config_that_names_unknown_parts_is_refused(saved: Path, change: dict[str, Any], message: str) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        SeqJEPA.from_pretrained(saved)
+
+
+def test_a_config_that_is_no_json_is_refused(saved: Path) -> None:
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json of .* is not JSON.*Is the file whole\?"):
+        SeqJEPA.from_pretrained(saved)

@@ -1,0 +1,104 @@
+"""The house rules: what an import costs, which floor may look at which, what a name carries."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import seqjepa
+
+PACKAGE = Path(seqjepa.__file__).parent
+
+# A file imports only from lower floors.
+FLOORS = {
+    "types": 0, "functional": 0, "_checks": 0,
+    "encoders": 1, "actions": 1, "aggregator": 1, "predictor": 1, "loss": 1,
+    "target": 2,
+    "hub": 3,
+    "model": 4,
+    "presets": 5, "interop": 5,
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """The floors' names that a file imports, at its top or anywhere inside."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name} imports relatively"
+            modules = [node.module or ""]
+            if node.module == "seqjepa":
+                modules = [f"seqjepa.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        names |= {m.split(".")[1] for m in modules if m.startswith("seqjepa.")}
+    return names
+
+
+def files() -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert name in FLOORS, f"{name} has no floor yet"
+    for used in imports(path) - {name}:
+        assert FLOORS[used] < FLOORS[name], f"{name} imports {used}"
+    if path.parent == PACKAGE:
+        assert name not in imports(path)
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_importing_is_silent_and_loads_nothing_it_does_not_need() -> None:
+    code = """
+import logging, os, sys
+import torch
+before = set(sys.modules)
+environment, loggers = dict(os.environ), set(logging.root.manager.loggerDict)
+handlers, level = list(logging.root.handlers), logging.root.level
+import seqjepa, seqjepa.presets, seqjepa.interop
+heavy = {"timm", "torchvision", "matplotlib", "sklearn", "huggingface_hub", "safetensors", "scipy", "tqdm"}
+print(sorted(heavy & (set(sys.modules) - before)), sorted(set(logging.root.manager.loggerDict) - loggers))
+assert environment == dict(os.environ)
+assert (handlers, level) == (logging.root.handlers, logging.root.level)
+"""
+    assert run(code) == "[] []\n"
+
+
+def test_the_package_reads_no_environment_and_sets_no_logging_up() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute | ast.Name):
+                name = ast.unparse(node)
+                assert not name.startswith(("os.environ", "os.getenv", "logging.", "warnings.")), (
+                    f"{path}:{node.lineno}"
+                )
+
+
+def test_nothing_unpickles_but_through_weights_only() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
+                assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", seqjepa.__all__)
+def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
+    documented = inspect.getdoc(getattr(seqjepa, name)) or ""
+    assert ">>> " in documented, name
+    assert all(hasattr(seqjepa, n) for n in seqjepa.__all__)
+
+
+def test_the_package_is_typed_and_has_a_version() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    assert seqjepa.__version__.count(".") == 2
