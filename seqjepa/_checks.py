@@ -33,12 +33,16 @@ def check_like(name: str, tensor: Tensor, weight: Tensor | None) -> None:
             f"{name} must lie where the weights do, on {weight.device}; got {tensor.device}. "
             f"Move one of them: {name}.to({str(weight.device)!r})."
         )
-    autocast = torch.is_autocast_enabled(tensor.device.type) and torch.float64 not in (tensor.dtype, weight.dtype)
-    if tensor.dtype != weight.dtype and not autocast:
+    if tensor.dtype != weight.dtype and not (_autocasts(tensor) and torch.float64 not in (tensor.dtype, weight.dtype)):
         raise TypeError(
             f"{name} must have the dtype of the weights, {weight.dtype}; got {tensor.dtype}. "
             f"Convert with {name}.to({weight.dtype}), or run under torch.autocast."
         )
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def is_compiled(module: nn.Module) -> bool:

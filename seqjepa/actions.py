@@ -44,7 +44,7 @@ class ActionEmbedder(nn.Module):
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ActionEmbedder(4, 128)(torch.randn(8, 3, 4)).shape
         torch.Size([8, 3, 128])
@@ -97,7 +97,7 @@ class NoActions(nn.Module):
     Raises:
         ValueError: actions of another rank.
 
-    Example:
+    Examples:
         >>> import torch
         >>> NoActions()(torch.randn(8, 3, 4)).shape
         torch.Size([8, 3, 0])
@@ -126,7 +126,7 @@ class RawActions(nn.Module):
     Raises:
         ValueError: actions of another rank, or of more than `embed_dim` numbers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> RawActions(4)(torch.ones(1, 1, 3))
         tensor([[[1., 1., 1., 0.]]])

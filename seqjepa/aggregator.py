@@ -45,7 +45,7 @@ class SequenceAggregator(nn.Module):
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3; layers after Vaswani et al. 2017.
 
-    Example:
+    Examples:
         >>> import torch
         >>> aggregator = SequenceAggregator(640).eval()
         >>> tokens = torch.randn(8, 3, 640)
@@ -68,8 +68,10 @@ class SequenceAggregator(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth is the number of layers, at least 1; got {depth}.")
-        if heads < 1 or dim < 1 or dim % heads:
-            fits = [n for n in range(1, 17) if dim % n == 0] if dim > 0 else []
+        if dim < 1:
+            raise ValueError(f"dim is the width of a token, at least 1; got {dim}.")
+        if heads < 1 or dim % heads:
+            fits = [n for n in range(1, 17) if dim % n == 0]
             raise ValueError(
                 f"The token width must split evenly into heads; got dim={dim} and heads={heads}. "
                 f"Head counts that divide {dim}: {', '.join(map(str, fits))}."
@@ -105,7 +107,7 @@ class SequenceAggregator(nn.Module):
             (B, depth, heads, 1+T, 1+T): from the token in the row to the one in the column, [AGG] first. Rows sum to
             1; columns of tokens that do not count are 0.
 
-        Example:
+        Examples:
             >>> import torch
             >>> SequenceAggregator(64).eval().attention(torch.randn(2, 3, 64)).shape
             torch.Size([2, 3, 4, 4, 4])
@@ -134,7 +136,7 @@ class SequenceAggregator(nn.Module):
             attend = F.pad(mask, (1, 0), value=True)[:, None, None]
         if self.positions is not None:
             tokens = tokens + self.positions(_indices(tokens, mask)).to(tokens.dtype)
-        return torch.cat([self.token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1), attend
+        return torch.cat([self.token.expand(tokens.shape[0], 1, -1), tokens], dim=1), attend
 
 
 class SinusoidalPositions(nn.Module):
@@ -152,7 +154,7 @@ class SinusoidalPositions(nn.Module):
     Source:
         Vaswani et al. 2017 (arXiv 1706.03762), section 3.5; sines first, then cosines.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SinusoidalPositions(8)(torch.arange(3)).shape
         torch.Size([3, 8])

@@ -34,7 +34,7 @@ def timm_encoder(
     Raises:
         ValueError: timm has no such model (near matches are listed), or a pretrained stem would be thrown away.
 
-    Example:
+    Examples:
         >>> import torch
         >>> timm_encoder("resnet18", cifar_stem=True)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 512])
@@ -44,10 +44,8 @@ def timm_encoder(
     import timm
     from timm.models import get_pretrained_cfg
 
-    architecture = name.split(".")[0]
-    on_a_hub = ":" in name
-    if not on_a_hub and not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+    if ":" not in name and not timm.is_model(name):  # with a colon the name is of a hub, which timm asks
+        near = difflib.get_close_matches(name, timm.list_models())
         hint = f"Near matches: {', '.join(near)}." if near else "timm.list_models() names them all."
         raise ValueError(f"timm {timm.__version__} has no model {name!r}. {hint}")
     if cifar_stem and pretrained:
@@ -56,10 +54,9 @@ def timm_encoder(
             "one, or call seqjepa.encoders.with_cifar_stem(encoder) on the pretrained encoder to lose them knowingly."
         )
     options = dict(timm_options)
-    if img_size is not None and not on_a_hub:
-        config = get_pretrained_cfg(name, allow_unregistered=True)
-        if config is not None and config.fixed_input_size:
-            options["img_size"] = img_size
+    config = None if ":" in name else get_pretrained_cfg(name)
+    if img_size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = img_size
     encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     if cifar_stem:
         with_cifar_stem(encoder)
@@ -80,7 +77,7 @@ def with_cifar_stem(encoder: nn.Module) -> nn.Module:
     Raises:
         ValueError: the encoder has no such stem.
 
-    Example:
+    Examples:
         >>> import timm
         >>> encoder = with_cifar_stem(timm.create_model("resnet18", num_classes=0))
         >>> encoder.conv1.kernel_size, encoder.conv1.stride
@@ -93,7 +90,7 @@ def with_cifar_stem(encoder: nn.Module) -> nn.Module:
             "has no such pair. Use a ResNet such as 'resnet18' or 'resnet50', or leave cifar_stem off."
         )
     stem = nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, 1, bias=False)
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out")
     encoder.conv1 = stem.to(conv.weight)
     encoder.maxpool = nn.Identity()
     return encoder
@@ -113,7 +110,7 @@ def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Floa
         ValueError: the views have no trailing axis, lie on another device, or the encoder's output is no (N, D).
         TypeError: the views are not floating point, or not of the encoder's dtype.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 16))
         >>> encode_views(encoder, torch.rand(4, 5, 3, 8, 8)).shape
@@ -152,7 +149,7 @@ def feature_width(encoder: nn.Module, view_shape: tuple[int, ...]) -> int:
     Raises:
         ValueError: the encoder does not return (N, D).
 
-    Example:
+    Examples:
         >>> feature_width(timm_encoder("resnet18"), (3, 64, 64))
         512
     """

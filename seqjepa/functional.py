@@ -32,7 +32,7 @@ def cosine_distance(prediction: Float[Tensor, "*B D"], target: Float[Tensor, "*B
     Returns:
         (…) distances, float32 or wider.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cosine_distance(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
         tensor([0., 1.])
@@ -56,7 +56,7 @@ def smooth_l1_distance(
     Returns:
         (…) distances, float32 or wider.
 
-    Example:
+    Examples:
         >>> import torch
         >>> smooth_l1_distance(torch.tensor([[0.0, 3.0]]), torch.zeros(1, 2))
         tensor([1.2500])
@@ -75,7 +75,7 @@ def mse_distance(prediction: Float[Tensor, "*B D"], target: Float[Tensor, "*B D"
     Returns:
         (…) distances, float32 or wider.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mse_distance(torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 3.0]]))
         tensor([0.5000])
@@ -99,7 +99,7 @@ class CosineSchedule:
     Raises:
         ValueError: `total_steps` is below 1.
 
-    Example:
+    Examples:
         >>> momentum = CosineSchedule(0.996, 1.0, total_steps=1000)
         >>> momentum(0), round(momentum(500), 6), momentum(1000)
         (0.996, 0.998, 1.0)
@@ -136,7 +136,7 @@ class WarmupCosineSchedule:
     Raises:
         ValueError: the warm-up is negative or does not end before the run does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> rate = WarmupCosineSchedule(1e-5, 4e-4, 1e-5, warmup_steps=20, total_steps=1000)
         >>> optimizer = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters(), lr=1.0)   # lr=1: the schedule sets it

@@ -103,7 +103,7 @@ class PretrainedModule(nn.Module):
         Returns:
             The address of the commit if `push_to_hub=True`, else None.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> from seqjepa import SeqJEPA
             >>> with tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,7 @@ class SeqJEPALoss(nn.Module):
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> prediction = torch.randn(8, 512)
         >>> loss, terms = SeqJEPALoss()(prediction, 3 * prediction)
@@ -90,7 +90,7 @@ class CosineDistance(nn.Module):
     Shapes:
         (B, D), (B, D) → (B,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> CosineDistance()(torch.ones(1, 2), -torch.ones(1, 2)).round()
         tensor([2.])
@@ -113,7 +113,7 @@ class SmoothL1Distance(nn.Module):
     Raises:
         ValueError: a beta that is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SmoothL1Distance(beta=2.0)(torch.ones(1, 2), torch.zeros(1, 2))
         tensor([0.2500])
@@ -136,7 +136,7 @@ class MSEDistance(nn.Module):
     Shapes:
         (B, D), (B, D) → (B,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> MSEDistance()(torch.ones(1, 2), torch.zeros(1, 2))
         tensor([1.])
@@ -174,7 +174,7 @@ class VarianceCovariance(nn.Module):
     Source:
         Bardes, Ponce & LeCun 2022 (arXiv 2105.04906), equations 1-4.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss, terms = VarianceCovariance()(torch.zeros(8, 3, 16))
         >>> round(terms["variance"].item(), 2), terms["covariance"].item()

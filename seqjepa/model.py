@@ -48,7 +48,7 @@ class SeqJEPA(PretrainedModule):
     Source:
         Ghaemi, Muller & Bakhtiari 2025 (arXiv 2505.03176).
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = SeqJEPA.from_timm("resnet18", action_dim=4, cifar_stem=True)
         >>> views, actions = torch.rand(8, 4, 3, 32, 32), torch.randn(8, 3, 4)
@@ -116,7 +116,7 @@ class SeqJEPA(PretrainedModule):
             ValueError: an encoder that returns no vectors, or whose width and E do not split into four heads: then
                 give `embedder` another `embed_dim`, or build the parts yourself.
 
-        Example:
+        Examples:
             >>> import torch
             >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 64))
             >>> model = SeqJEPA.from_encoder(encoder, action_dim=2, view_shape=(3, 8, 8))
@@ -168,7 +168,7 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: an unknown name (near matches are listed), or a stem that cannot be swapped.
 
-        Example:
+        Examples:
             >>> model = SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, img_size=32)
             >>> model.aggregator.dim
             320
@@ -308,7 +308,7 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: shapes or counts that do not fit.
 
-        Example:
+        Examples:
             >>> import torch
             >>> model = SeqJEPA.from_timm("resnet18", action_dim=4).eval()
             >>> model.imagine(torch.rand(2, 3, 3, 32, 32), torch.randn(2, 2, 4), torch.randn(2, 5, 4)).shape

@@ -33,7 +33,7 @@ class ConditionedPredictor(nn.Module):
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> predictor = ConditionedPredictor(state_dim=640, action_dim=128, dim=512)
         >>> predictor(torch.randn(8, 640), torch.randn(8, 128)).shape

@@ -35,7 +35,7 @@ class Preset:
         weight_decay: of every parameter.
         momentum: of the target at the start; it ends at 1.
 
-    Example:
+    Examples:
         >>> preset = get_preset("3diebench-rotation")
         >>> model = preset.model(steps_per_epoch=90)
         >>> optimizer = preset.optimizer(model)
@@ -125,7 +125,7 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: there is no such preset; the names are listed.
 
-    Example:
+    Examples:
         >>> get_preset("saccades-32").observed_views
         4
     """

@@ -48,7 +48,7 @@ class EMATarget(nn.Module):
         Tarvainen & Valpola 2017 (arXiv 1703.01780); Grill et al. 2020 (arXiv 2006.07733); momentum after Ghaemi et al.
         2025, moved every step.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = torch.nn.Linear(3, 2)
         >>> target = EMATarget(encoder, momentum=0.5)
@@ -154,7 +154,7 @@ class StopGradientTarget(nn.Module):
     Shapes:
         views (B, …) → (B, D).
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = torch.nn.Linear(3, 2)
         >>> target = StopGradientTarget(encoder)

@@ -31,7 +31,7 @@ class ViewSequence(NamedTuple):
         actions: (B, T, A); `actions[:, t]` takes view t to view t+1.
         parameters: the absolute transformation of each view, (B, T+1, …), where the source of the views knows it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> batch = ViewSequence(torch.rand(8, 4, 3, 32, 32), torch.randn(8, 3, 4))
         >>> views, actions, _ = batch
@@ -55,7 +55,7 @@ class SeqJEPAOutput(NamedTuple):
         z: (B, T, D) encoder outputs of the observed views: the equivariant representation.
         terms: the parts of the loss by name, () each, detached: for logging.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from seqjepa import SeqJEPA
         >>> out = SeqJEPA.from_timm("resnet18", action_dim=4, cifar_stem=True)(

@@ -48,6 +48,7 @@ def test_the_mlp_has_one_hidden_relu_layer() -> None:
     expected = (actions @ first.weight.T + first.bias).clamp(min=0) @ last.weight.T + last.bias
     torch.testing.assert_close(embedder(actions), expected)
     assert first.weight.shape == (7, 2)
+    assert (embedder.hidden_dim, embedder.norm) == (7, None)
 
 
 @pytest.mark.parametrize(("norm", "kind", "bias"), [
@@ -58,7 +59,7 @@ def test_a_bias_is_learnt_only_where_no_norm_follows(norm, kind: type, bias: boo
     embedder: Any = ActionEmbedder(2, 3, norm=norm)
     assert isinstance(embedder.normalization, kind)
     assert (embedder.projection[-1].bias is not None) == bias
-    assert embedder.embed_dim == 3
+    assert (embedder.embed_dim, embedder.norm) == (3, norm)
 
 
 @given(sizes, st.integers(2, 5), st.sampled_from(["batch", "layer", "rms", None]))

@@ -230,6 +230,29 @@ def test_sinusoidal_positions_are_sines_then_cosines(dim: int, indices: list[int
     assert got.dtype == torch.float32
 
 
+def test_positions_have_the_wavelengths_of_the_source() -> None:
+    angle = 10_000 / 10_000 ** (2 / 4)
+    expected = [math.sin(1e4), math.sin(angle), math.cos(1e4), math.cos(angle)]
+    assert SinusoidalPositions(4)(torch.tensor(10_000)).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_positions_are_float32_whatever_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert SinusoidalPositions(4)(torch.arange(3)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_half_precision_and_other_devices_need_no_code_of_their_own(masked: bool) -> None:
+    for dtype, device in ((torch.bfloat16, "cpu"), (torch.float32, "meta")):
+        aggregator = SequenceAggregator(8, positions=SinusoidalPositions(8)).to(device, dtype)
+        mask = torch.ones(2, 3, dtype=torch.bool, device=device) if masked else None
+        state = aggregator(torch.randn(2, 3, 8, dtype=dtype, device=device), mask)
+        assert (state.shape, state.dtype, state.device.type) == ((2, 8), dtype, device)
+
+
 # --- bad input ---
 
 
@@ -238,8 +261,11 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         SequenceAggregator(640, heads=3)
     with pytest.raises(ValueError, match=r"split evenly into heads; got dim=8 and heads=0"):
         SequenceAggregator(8, heads=0)
-    with pytest.raises(ValueError, match=r"split evenly into heads; got dim=0 and heads=4"):
+    with pytest.raises(ValueError, match=r"Head counts that divide 34: 1, 2\."):
+        SequenceAggregator(34, heads=3)
+    with pytest.raises(ValueError, match=r"dim is the width of a token, at least 1; got 0\."):
         SequenceAggregator(0)
+    assert SequenceAggregator(1, heads=1)(torch.randn(2, 3, 1)).shape == (2, 1)
 
 
 def test_a_stack_without_layers_is_refused() -> None:
@@ -257,7 +283,7 @@ def test_wrong_tokens_are_refused() -> None:
     aggregator = SequenceAggregator(8)
     with pytest.raises(ValueError, match=r"tokens must have the axes \(B, T, S\); got shape \(2, 8\)"):
         aggregator(torch.randn(2, 8))
-    with pytest.raises(ValueError, match=r"Tokens are 8 wide here; got shape \(2, 3, 9\), 9 wide.*dim = D \+ E"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 9\), 9 wide\. A token is an encoder output .*: dim = D \+ E\.$"):
         aggregator(torch.randn(2, 3, 9))
     with pytest.raises(
         TypeError, match=r"tokens must have the dtype of the weights, torch\.float32; got torch\.float64"

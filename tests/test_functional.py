@@ -82,6 +82,12 @@ def test_mse_is_the_mean_square_over_features(shape: tuple[int, int, int]) -> No
 
 
 @pytest.mark.parametrize("distance", [cosine_distance, smooth_l1_distance, mse_distance])
+def test_distances_are_taken_over_the_last_axis_whatever_comes_before(distance) -> None:
+    p, t = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(distance(p, t), distance(p.reshape(24, 5), t.reshape(24, 5)).reshape(2, 3, 4))
+
+
+@pytest.mark.parametrize("distance", [cosine_distance, smooth_l1_distance, mse_distance])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(distance, half) -> None:
     p, t = (x.to(half) for x in pair((3, 5, 1), torch.float32))

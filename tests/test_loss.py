@@ -37,11 +37,12 @@ def test_terms_are_detached_and_the_loss_is_not() -> None:
     assert z.grad is not None
 
 
-@pytest.mark.parametrize(("part", "function"), [
-    (CosineDistance(), cosine_distance), (MSEDistance(), mse_distance),
-    (SmoothL1Distance(), smooth_l1_distance), (SmoothL1Distance(0.3), lambda p, t: smooth_l1_distance(p, t, 0.3)),
+@pytest.mark.parametrize(("make", "function"), [
+    (CosineDistance, cosine_distance), (MSEDistance, mse_distance), (SmoothL1Distance, smooth_l1_distance),
+    (lambda: SmoothL1Distance(0.3), lambda p, t: smooth_l1_distance(p, t, 0.3)),
 ])  # fmt: skip
-def test_distances_are_parts(part, function) -> None:
+def test_distances_are_parts(make, function) -> None:
+    part = make()
     prediction, target = torch.randn(5, 3), torch.randn(5, 3)
     torch.testing.assert_close(part(prediction, target), function(prediction, target))
     torch.testing.assert_close(SeqJEPALoss(part)(prediction, target).loss, function(prediction, target).mean())
@@ -105,7 +106,10 @@ def test_half_precision_is_computed_in_float32_also_under_autocast() -> None:
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape, \(B, D\); got \(4, 3\) and \(4, 2\)"):
         SeqJEPALoss()(torch.randn(4, 3), torch.randn(4, 2))
-    with pytest.raises(ValueError, match=r"looks at the encoder's outputs; got z=None"):
+    with pytest.raises(
+        ValueError,
+        match=r"^The regulariser looks at the encoder's outputs; got z=None\. Pass z of shape \(B, T, D\)\.$",
+    ):
         SeqJEPALoss(regularizer=VarianceCovariance())(torch.randn(4, 3), torch.randn(4, 3))
     with pytest.raises(ValueError, match=r"beta must be above 0; got 0"):
         SmoothL1Distance(0)

@@ -76,5 +76,8 @@ def test_wrong_input_is_refused() -> None:
 
 @pytest.mark.parametrize("bad", [{"state_dim": 0}, {"action_dim": -1}, {"dim": 0}, {"hidden_dim": 0}])
 def test_impossible_sizes_are_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"at least 1 and action_dim at least 0; got state_dim=.*hidden_dim=None"):
+    with pytest.raises(
+        ValueError,
+        match=r"at least 1 and action_dim at least 0; got state_dim=.*\. For the linear form use hidden_dim=None\.$",
+    ):
         ConditionedPredictor(**({"state_dim": 3, "action_dim": 2, "dim": 4, "hidden_dim": 5} | bad))

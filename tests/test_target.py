@@ -116,6 +116,7 @@ def test_with_its_own_statistics_the_target_follows_the_mode_and_normalises_by_i
     assert not target.encoder.training
     target(views)
     assert target.encoder.bn1.num_batches_tracked == 1
+    assert target.train().encoder.training
     assert EMATarget(encoder.eval()).encoder.training is False
 
 
@@ -166,6 +167,12 @@ def test_channels_last_survives_a_cast() -> None:
     target = EMATarget(TinyEncoder()).to(memory_format=torch.channels_last).to(torch.bfloat16)
     assert target.encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert target.encoder.conv1.weight.dtype == torch.float32
+
+
+def test_a_change_of_the_module_alone_leaves_the_encoder() -> None:
+    target = EMATarget(TinyEncoder())
+    target.to_empty(device="meta", recurse=False)
+    assert target.encoder.conv1.weight.device.type == "cpu"
 
 
 def test_it_survives_deepcopy() -> None:

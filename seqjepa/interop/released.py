@@ -67,7 +67,7 @@ def load_released(
         ValueError: a file that is truncated, is no checkpoint, or holds other objects; a mapping that is no seq-JEPA
             model, lacks weights, or has others, which are listed; an encoder that does not take the weights.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from seqjepa.interop import load_released
         >>> load_released({"model": {"fc.weight": torch.zeros(2, 2)}})
