@@ -85,29 +85,33 @@ def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: boo
     e = torch.randn(batch, observed, 128, device=device)
     state = torch.randn(batch, 640, device=device, requires_grad=True)
     target = torch.randn(batch, 512, device=device)
-    rest = [p for name, p in parts.named_parameters() if p.requires_grad and not name.startswith("encoder.")]
+    shapes = [p.shape for name, p in parts.named_parameters() if p.requires_grad and not name.startswith("encoder.")]
+    rest = [nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
+    for parameter in rest:
+        parameter.grad = torch.randn_like(parameter)
     rest_optimizer = adamw(rest)
 
     def embed() -> None:
         with autocast:
             value = parts.embed(actions).square().mean()
         value.backward()
+        parts.zero_grad()
 
     def aggregate() -> None:
         with autocast:
             value = parts.aggregate(z, e[:, :-1]).square().mean()
         value.backward()
+        parts.zero_grad()
 
     def predict() -> None:
         with autocast:
             value = parts.loss(parts.predict(state, e[:, -1]), target).loss
         value.backward()
+        parts.zero_grad()
 
     def optimize_rest() -> None:
         rest_optimizer.step()
 
-    for part in (embed, aggregate, predict):  # the optimiser needs gradients
-        part()
     return {
         "step": step,
         "encoder alone": encoder_alone,

@@ -1,5 +1,6 @@
 """seqjepa: building blocks for seq-JEPA, visual world models that are equivariant and invariant at once."""
 
+from seqjepa import interop, presets
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator
 from seqjepa.functional import CosineSchedule
@@ -24,4 +25,6 @@ __all__ = [
     "StopGradientTarget",
     "VarianceCovariance",
     "ViewSequence",
+    "interop",
+    "presets",
 ]

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like
+from seqjepa._checks import check_axes, check_batch_norm, check_like, weight_of
 
 __all__ = ["ActionEmbedder", "NoActions", "RawActions"]
 
@@ -64,6 +64,8 @@ class ActionEmbedder(nn.Module):
                 f"action_dim and embed_dim must be at least 1; got {action_dim} and {embed_dim}. "
                 "For a model without actions use NoActions()."
             )
+        if hidden_dim is not None and hidden_dim < 1:
+            raise ValueError(f"hidden_dim must be at least 1, or None for a linear map; got {hidden_dim}.")
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {norm!r}.")
         self.action_dim = action_dim
@@ -83,7 +85,9 @@ class ActionEmbedder(nn.Module):
                 f"An action has {self.action_dim} numbers here; got actions of shape {tuple(actions.shape)}, "
                 f"{actions.shape[-1]} each. Build the embedder with action_dim={actions.shape[-1]}."
             )
-        check_like("actions", actions, next(self.projection.parameters()))
+        check_like("actions", actions, weight_of(self.projection))
+        if self.norm == "batch":
+            check_batch_norm(actions.shape[0] * actions.shape[1], self.training, "actions")
         e = self.normalization(self.projection(rearrange(actions, "b t a -> (b t) a")))
         return e.unflatten(0, actions.shape[:2])
 
@@ -134,6 +138,8 @@ class RawActions(nn.Module):
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
+        if embed_dim < 1:
+            raise ValueError(f"embed_dim must be at least 1, room for an action; got {embed_dim}.")
         self.embed_dim = embed_dim
 
     def forward(self, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B T E"]:

@@ -1,4 +1,4 @@
-"""The aggregator: a transformer that sums a sequence up in one state, the invariant representation."""
+"""The aggregator: a transformer that aggregates a sequence into one state, the invariant representation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like
+from seqjepa._checks import check_axes, check_like, check_tensor
 
 __all__ = ["SequenceAggregator", "SinusoidalPositions"]
 
 
 class SequenceAggregator(nn.Module):
-    """Sum a sequence of tokens up in one state, read at a learnt [AGG] token.
+    """Aggregate a sequence of tokens into one state, read at a learnt [AGG] token.
 
     A transformer encoder over [AGG], token 1 … token T, with a LayerNorm after the stack. Without `positions` the state
     does not depend on the order of the tokens. Only [AGG] is read from the last layer, so only [AGG] is computed there:
@@ -70,11 +70,13 @@ class SequenceAggregator(nn.Module):
             raise ValueError(f"depth is the number of layers, at least 1; got {depth}.")
         if dim < 1:
             raise ValueError(f"dim is the width of a token, at least 1; got {dim}.")
+        if mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio is the MLP's width over dim, a whole number from 1; got {mlp_ratio}.")
         if heads < 1 or dim % heads:
             fits = [n for n in range(1, 17) if dim % n == 0]
             raise ValueError(
                 f"The token width must split evenly into heads; got dim={dim} and heads={heads}. "
-                f"Head counts that divide {dim}: {', '.join(map(str, fits))}."
+                f"Head counts up to 16 that divide {dim}: {', '.join(map(str, fits))}."
             )
         self.dim, self.depth, self.heads, self.mlp_ratio = dim, depth, heads, mlp_ratio
         self.dropout, self.norm_first = dropout, norm_first
@@ -97,7 +99,7 @@ class SequenceAggregator(nn.Module):
     def attention(
         self, tokens: Float[Tensor, "B T S"], mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B depth heads tokens tokens"]:
-        """The attention weights, to look at: where each token looks, in every layer and head.
+        """The attention weights, to look at: where each token looks, in every layer and head, without dropout.
 
         Args:
             tokens: (B, T, S).
@@ -112,13 +114,19 @@ class SequenceAggregator(nn.Module):
             >>> SequenceAggregator(64).eval().attention(torch.randn(2, 3, 64)).shape
             torch.Size([2, 3, 4, 4, 4])
         """
-        x, attend = self._sequence(tokens, mask)
-        weights = []
-        for layer in self.layers:
-            assert isinstance(layer, _Layer)
-            weights.append(layer.attention_weights(x, attend))
-            x = layer(x, attend)
-        return torch.stack(weights, dim=1)
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            x, attend = self._sequence(tokens, mask)
+            weights = []
+            for layer in self.layers:
+                assert isinstance(layer, _Layer)
+                weights.append(layer.attention_weights(x, attend))
+                x = layer(x, attend)
+            return torch.stack(weights, dim=1)
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def _sequence(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """[AGG] in front of the tokens, and who may be attended to: (B, 1, 1, 1+T)."""
@@ -219,6 +227,7 @@ class _Layer(nn.Module):
 
 def check_mask(mask: Tensor, sequence: Tensor) -> None:
     """Raise unless `mask` is a bool (B, T) for a `sequence` of shape (B, T, …)."""
+    check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool, True where a view counts; got {mask.dtype}. Convert with mask.bool().")
     if mask.shape != sequence.shape[:2]:

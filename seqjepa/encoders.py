@@ -10,13 +10,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_floating, check_like
+from seqjepa._checks import check_floating, check_like, check_tensor, weight_of
 
 __all__ = ["encode_views", "feature_width", "timm_encoder", "with_cifar_stem"]
 
 
 def timm_encoder(
-    name: str, *, cifar_stem: bool = False, pretrained: bool = False, img_size: int | None = None, **timm_options: Any
+    name: str,
+    *,
+    cifar_stem: bool = False,
+    pretrained: bool = False,
+    img_size: int | tuple[int, int] | None = None,
+    **timm_options: Any,
 ) -> nn.Module:
     """A timm model without its classifier: (N, C, H, W) → (N, D).
 
@@ -25,14 +30,16 @@ def timm_encoder(
         cifar_stem: swap a ResNet's stem for the one of 32-px images, as
             [`with_cifar_stem`][seqjepa.encoders.with_cifar_stem] does.
         pretrained: load timm's weights (this downloads).
-        img_size: side of the views in pixels, for models built for one size, such as ViTs; others take any.
+        img_size: side of the views in pixels, or (height, width), for models built for one size, such as ViTs; others
+            take any size.
         timm_options: handed to `timm.create_model`: `in_chans`, `drop_path_rate`, `global_pool`, …
 
     Returns:
         The timm module itself, in training mode, with `timm_spec`, the arguments that build it again.
 
     Raises:
-        ValueError: timm has no such model (near matches are listed), or a pretrained stem would be thrown away.
+        ValueError: timm has no such model (near matches are listed), a pretrained stem would be thrown away, or
+            `num_classes` is among the options: an encoder has no classifier.
 
     Examples:
         >>> import torch
@@ -45,9 +52,11 @@ def timm_encoder(
     from timm.models import get_pretrained_cfg
 
     if ":" not in name and not timm.is_model(name):  # with a colon the name is of a hub, which timm asks
-        near = difflib.get_close_matches(name, timm.list_models())
+        near = difflib.get_close_matches(name.split("/")[-1].split(".")[0], timm.list_models())
         hint = f"Near matches: {', '.join(near)}." if near else "timm.list_models() names them all."
         raise ValueError(f"timm {timm.__version__} has no model {name!r}. {hint}")
+    if "num_classes" in timm_options:
+        raise ValueError("An encoder has no classifier, num_classes is always 0; got it as an option. Leave it out.")
     if cifar_stem and pretrained:
         raise ValueError(
             "cifar_stem=True replaces the first convolution, so its pretrained weights would be lost; got both. Drop "
@@ -58,11 +67,9 @@ def timm_encoder(
     if img_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = img_size
     encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    if cifar_stem:
-        with_cifar_stem(encoder)
-    spec: Any = {"name": name, "cifar_stem": cifar_stem, "img_size": img_size, **timm_options}
+    spec: Any = {"name": name, "cifar_stem": False, "img_size": img_size, **timm_options}
     encoder.timm_spec = spec
-    return encoder
+    return with_cifar_stem(encoder) if cifar_stem else encoder
 
 
 def with_cifar_stem(encoder: nn.Module) -> nn.Module:
@@ -93,6 +100,9 @@ def with_cifar_stem(encoder: nn.Module) -> nn.Module:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out")
     encoder.conv1 = stem.to(conv.weight)
     encoder.maxpool = nn.Identity()
+    spec: Any = getattr(encoder, "timm_spec", None)
+    if spec is not None:
+        encoder.timm_spec = spec | {"cifar_stem": True}
     return encoder
 
 
@@ -108,7 +118,8 @@ def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Floa
 
     Raises:
         ValueError: the views have no trailing axis, lie on another device, or the encoder's output is no (N, D).
-        TypeError: the views are not floating point, or not of the encoder's dtype.
+        TypeError: the views are no tensor, not floating point, or float64 where the encoder is not (or the reverse);
+            the encoder returns no tensor.
 
     Examples:
         >>> import torch
@@ -116,21 +127,26 @@ def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Floa
         >>> encode_views(encoder, torch.rand(4, 5, 3, 8, 8)).shape
         torch.Size([4, 5, 16])
     """
+    check_tensor("views", views)
     if views.ndim < 3:
         raise ValueError(
             f"views must have the axes (B, T, …), for images (B, T, C, H, W); got shape {tuple(views.shape)}."
         )
     check_floating("views", views)
-    check_like("views", views, next((p for p in encoder.parameters() if p.is_floating_point()), None))
+    check_like("views", views, weight_of(encoder), lower_precision_too=True)
     features = encoder(rearrange(views, "b t ... -> (b t) ..."))
     n = views.shape[0] * views.shape[1]
-    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != n:
-        came = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
-            f"The encoder must map {n} views to vectors of shape ({n}, D); got {came}. For feature maps add pooling: "
-            "nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())."
+    if not isinstance(features, Tensor):
+        raise TypeError(
+            f"The encoder must return one tensor of shape ({n}, D); got {type(features).__name__}. Wrap it in a module "
+            "that picks the features."
         )
-    return rearrange(features, "(b t) d -> b t d", b=views.shape[0])
+    if features.ndim != 2 or features.shape[0] != n:
+        raise ValueError(
+            f"The encoder must map {n} views to vectors of shape ({n}, D); got {tuple(features.shape)}. For feature "
+            "maps add pooling: nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())."
+        )
+    return features.unflatten(0, views.shape[:2])
 
 
 @torch.no_grad()
@@ -154,10 +170,11 @@ def feature_width(encoder: nn.Module, view_shape: tuple[int, ...]) -> int:
         512
     """
     modes = [(module, module.training) for module in encoder.modules()]
-    weight = next((p for p in encoder.parameters() if p.is_floating_point()), torch.empty(0))
+    weight = weight_of(encoder)
+    like = torch.empty(0) if weight is None else weight
     try:
         encoder.eval()
-        blank = torch.zeros(1, 1, *view_shape, device=weight.device, dtype=weight.dtype)
+        blank = torch.zeros(1, 1, *view_shape, device=like.device, dtype=like.dtype)
         return encode_views(encoder, blank).shape[-1]
     finally:
         for module, training in modes:

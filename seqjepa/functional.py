@@ -86,7 +86,7 @@ def mse_distance(prediction: Float[Tensor, "*B D"], target: Float[Tensor, "*B D"
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """A value that moves from `start` to `end` on half a cosine, and stays there.
+    """A value that moves from `start` to `end` on a cosine (half a period), and stays there.
 
     `end − (end − start) · (1 + cos(π · step / total_steps)) / 2`, for step 0 … total_steps. The paper's target
     momentum is `CosineSchedule(0.996, 1.0, total_steps)`.
@@ -121,7 +121,7 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class WarmupCosineSchedule:
-    """A learning rate that climbs in a line from `start` to `peak`, then falls on half a cosine to `end`.
+    """A learning rate with a linear warm-up from `start` to `peak`, then a cosine decay to `end`.
 
     The paper's: `WarmupCosineSchedule(1e-5, 4e-4, 1e-5, warmup_steps, total_steps)`. Called with the step, it gives the
     rate itself; on an optimiser, set it as the example does.

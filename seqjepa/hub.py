@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PretrainedModule"]
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 COMPILED = "_orig_mod."
+FORMAT = 1
+# Options of timm that read a file or the network: a folder someone sent us shall not.
+REACHING_OUT = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
 KNOWN: dict[str, type] = {
     part.__name__: part
@@ -46,13 +49,13 @@ class PretrainedModule(nn.Module):
 
     A part of this package is written down by its constructor's arguments, each kept as an attribute. A part of the
     user's own is saved by its weights alone, and handed to `from_pretrained` by name. State dicts do not tell whether a
-    part was compiled.
+    part was compiled or parallel.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_state_dict_post_hook(_strip_compile_prefixes)
-        self.register_load_state_dict_pre_hook(_find_compiled_parts)
+        self.register_state_dict_post_hook(_strip_wrappers)
+        self.register_load_state_dict_pre_hook(_find_wrapped_parts)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights if all of them fit; otherwise raise, with nothing loaded.
@@ -66,21 +69,24 @@ class PretrainedModule(nn.Module):
             The missing and the unexpected keys, as `torch.nn.Module.load_state_dict` does.
 
         Raises:
-            RuntimeError: a weight of another shape or, if strict, one missing or unknown.
+            RuntimeError: a weight of another shape or kind or, if strict, one missing or unknown. (A parent module
+            that loads its children by itself gives PyTorch's own guarantees.)
         """
-        ours = self.state_dict()
-        theirs = {key.replace(COMPILED, ""): value for key, value in state_dict.items()}
-        problems = [
-            f"{key}: {_shape(theirs[key])} given, {_shape(ours[key])} needed"
-            for key in ours.keys() & theirs.keys()
-            if _shape(ours[key]) != _shape(theirs[key])
-        ]
+        ours, theirs = self.state_dict(), {str(k).replace(COMPILED, ""): v for k, v in state_dict.items()}
+        shared = sorted(ours.keys() & theirs.keys())
+        problems = [f"{key}: {problem}" for key in shared if (problem := _misfit(ours[key], theirs[key]))]
         if strict:
-            problems += [f"{key}: missing" for key in ours.keys() - theirs.keys()]
-            problems += [f"{key}: unknown" for key in theirs.keys() - ours.keys()]
+            problems = [
+                *(f"{key}: unknown" for key in sorted(theirs.keys() - ours.keys())[:10]),
+                *problems,
+                *(f"{key}: missing" for key in sorted(ours.keys() - theirs.keys())),
+            ]
         if problems:
-            shown = "\n  ".join(sorted(problems)[:20]) + ("\n  …" if len(problems) > 20 else "")
-            raise RuntimeError(f"These weights are for another model; nothing was loaded:\n  {shown}")
+            shown = "\n  ".join(problems[:20]) + ("\n  …" if len(problems) > 20 else "")
+            raise RuntimeError(
+                f"These weights are for another model; nothing was loaded. {len(shared)} of {len(ours)} names are "
+                f"known here, {len(theirs)} were given.\n  {shown}"
+            )
         return super().load_state_dict(state_dict, strict, assign)
 
     def config(self) -> dict[str, Any]:
@@ -89,12 +95,13 @@ class PretrainedModule(nn.Module):
         Returns:
             A dictionary with one entry a part; None for a part that JSON cannot describe, such as your own encoder.
         """
-        return {"format": 1} | {name: _describe(getattr(self, name)) for name in PARTS}
+        return {"format": FORMAT} | {name: _describe(getattr(self, name)) for name in PARTS}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **hub_options: Any) -> str | None:
         """Write `model.safetensors`, `config.json` and a model card into a folder.
 
-        The files are written beside the folder first and moved in whole: a save that fails leaves what was there.
+        The files are written to a folder within it first and moved when all are whole: a save that fails leaves what
+        was there.
 
         Args:
             save_directory: the folder; made if missing.
@@ -115,11 +122,14 @@ class PretrainedModule(nn.Module):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         hub_options.setdefault("repo_id", folder.name)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-            address = _hub_class()(self).save_pretrained(beside, **hub_options)
-            for file in sorted(Path(beside).iterdir()):
-                if file.name != "README.md" or not (folder / file.name).exists():
-                    os.replace(file, folder / file.name)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            old.mkdir()
+            address = _hub_class()(self).save_pretrained(new, **hub_options)
+            os.chmod(new / WEIGHTS, (new / CONFIG).stat().st_mode)  # safetensors keeps it from everyone else
+            if (folder / CARD).exists():
+                (new / CARD).unlink()
+            _replace_all(new, folder, old)
         return address
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
@@ -152,10 +162,12 @@ class PretrainedModule(nn.Module):
             ValueError: a file that cannot be read, an unknown part, or a part that must be given and was not.
             RuntimeError: weights that do not fit the parts.
         """
-        try:
-            return _hub_class().from_pretrained(name_or_path, model_class=cls, **options)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{CONFIG} of {name_or_path} is not JSON: {error}. Is the file whole?") from error
+        folder = Path(name_or_path)
+        if folder.is_dir():
+            _read_config(folder / CONFIG)  # before the mixin reads it without a word on what is wrong
+        elif folder.is_absolute() or len(folder.parts) != 2:
+            raise FileNotFoundError(f"{name_or_path} is no folder here, and no name on the Hub, such as 'me/my-model'.")
+        return _hub_class().from_pretrained(name_or_path, model_class=cls, **options)
 
 
 @functools.cache
@@ -205,13 +217,12 @@ def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[s
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise FileNotFoundError(f"A saved model is a folder with {CONFIG} and {WEIGHTS}; {file} is missing.")
+    config = _read_config(config_file)
+    if not weights_file.is_file():
+        raise FileNotFoundError(f"A saved model is a folder with {CONFIG} and {WEIGHTS}; {weights_file} is missing.")
     unknown = sorted(set(given) - set(PARTS))
     if unknown:
         raise TypeError(f"from_pretrained takes the parts {', '.join(PARTS)} by name; got {', '.join(unknown)}.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
     try:
         state = load_file(weights_file)
     except SafetensorError as error:
@@ -222,8 +233,41 @@ def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[s
         if parts[name] is None:
             parts[name] = _build(name, config.get(name), encoder=parts.get("encoder"))
     model = model_class(**parts)
-    model.load_state_dict(state, assign=True)  # assign: dtypes come back too
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        saved = state.get(name)
+        if saved is not None and saved.is_floating_point() and tensor.is_floating_point():
+            tensor.data = tensor.data.to(saved.dtype)  # in place: weights that were shared stay shared
+    model.load_state_dict(state)
     return model.eval()
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"A saved model is a folder with {CONFIG} and {WEIGHTS}; {file} is missing.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}. Is the file whole?") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(
+            f"{file} must describe a model's parts in format {FORMAT}; this one does not. Was it saved by another "
+            "library, or by a newer seqjepa? Then upgrade it."
+        )
+    return config
+
+
+def _replace_all(new: Path, folder: Path, old: Path) -> None:
+    """Move the new files into the folder; if one cannot be, put the old ones back."""
+    files = sorted(path.name for path in new.iterdir())
+    try:
+        for name in files:
+            if (folder / name).exists():
+                os.replace(folder / name, old / name)
+            os.replace(new / name, folder / name)
+    except OSError:
+        for path in old.iterdir():
+            os.replace(path, folder / path.name)
+        raise
 
 
 def _describe(part: Any) -> Any:
@@ -232,7 +276,7 @@ def _describe(part: Any) -> Any:
     if part is None or isinstance(part, bool | int | float | str):
         return part
     if isinstance(part, nn.Module) and isinstance(spec := getattr(part, "timm_spec", None), Mapping):
-        return {"type": "timm", **spec} if _is_json(spec) else None
+        return {"type": "timm", **spec} if _is_json(spec) and not _reaches_out(spec) else None
     if KNOWN.get(type(part).__name__) is not type(part):
         return None
     described: dict[str, Any] = {"type": type(part).__name__}
@@ -255,6 +299,11 @@ def _build(name: str, described: Any, encoder: Any) -> Any:
     kind = str(described.get("type"))
     try:
         if kind == "timm":
+            if _reaches_out(arguments):
+                raise ValueError(
+                    f"config.json asks timm for {dict(described)}, which may read other files or the network; a saved "
+                    "model does not. Build the encoder yourself and pass it: from_pretrained(..., encoder=...)."
+                )
             return timm_encoder(**arguments)
         part = KNOWN[kind]
         arguments = {k: _build(k, v, None) if isinstance(v, Mapping) else v for k, v in arguments.items()}
@@ -264,6 +313,10 @@ def _build(name: str, described: Any, encoder: Any) -> Any:
             f"config.json describes a {name} that this version of seqjepa cannot build: {dict(described)} "
             f"({error}). Upgrade seqjepa, or pass {name}= yourself."
         ) from error
+
+
+def _reaches_out(spec: Mapping[str, Any]) -> bool:
+    return ":" in str(spec.get("name")) or any(option in spec for option in REACHING_OUT)
 
 
 def _arguments(part: type) -> list[str]:
@@ -279,23 +332,45 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _strip_compile_prefixes(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    """State-dict hook: a compiled part saves under the names of the part itself."""
-    for key in [key for key in state_dict if key.startswith(prefix) and COMPILED in key[len(prefix) :]]:
-        state_dict[prefix + key[len(prefix) :].replace(COMPILED, "")] = state_dict.pop(key)
+def _wrappers(model: nn.Module) -> list[str]:
+    """What compiled and parallel parts put into a weight's name, outer parts first: such as `encoder._orig_mod.`."""
+    return [
+        f"{name}.{'_orig_mod' if is_compiled(module) else 'module'}."
+        for name, module in model.named_modules()
+        if name and unwrap(module) is not module
+    ]
 
 
-def _find_compiled_parts(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load hook: weights under the names of the parts find them compiled or not."""
-    _strip_compile_prefixes(model, state_dict, prefix, None)
-    compiled = [name + "." for name, m in model.named_modules() if is_compiled(m)]
+def _strip_wrappers(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """State-dict hook: a compiled or parallel part saves under the names of the part itself."""
+    wrappers = [prefix + wrapper for wrapper in _wrappers(model)][::-1]
+    for key in list(state_dict):
+        name = key
+        for wrapper in wrappers:
+            if name.startswith(wrapper):
+                name = wrapper[: wrapper.rindex(".", 0, -1) + 1] + name[len(wrapper) :]
+        state_dict[name] = state_dict.pop(key)
+
+
+def _find_wrapped_parts(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook: weights under the names of the parts find them compiled, parallel or neither."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        name = key[len(prefix) :]
-        for path in compiled:  # outer modules come first
-            if name.startswith(path):
-                name = path + COMPILED + name[len(path) :]
+        name = key[len(prefix) :].replace(COMPILED, "")
+        for wrapper in _wrappers(model):
+            part = wrapper[: wrapper.rindex(".", 0, -1) + 1]
+            if name.startswith(part):
+                name = wrapper + name[len(part) :]
         state_dict[prefix + name] = state_dict.pop(key)
 
 
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+def _misfit(ours: Tensor, theirs: Any) -> str | None:
+    """Why a value cannot take the place of one of our tensors; None if it can."""
+    if not isinstance(theirs, Tensor):
+        return f"{type(theirs).__name__} given, a tensor needed"
+    if theirs.shape != ours.shape:
+        return f"{tuple(theirs.shape)} given, {tuple(ours.shape)} needed"
+    if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
+        return f"{theirs.dtype} given, {ours.dtype} needed"
+    if theirs.layout != torch.strided or theirs.is_meta != ours.is_meta:
+        return f"a {theirs.layout} tensor on {theirs.device} given, a plain one with values needed"
+    return None

@@ -155,6 +155,8 @@ class VarianceCovariance(nn.Module):
     - variance: `mean_d max(0, std − s_d)`, s_d = √(C_dd + eps);
     - covariance: `Σ_{i≠j} C_ij² / D`.
 
+    A single view has covariance 0.
+
     Loss: `variance_weight · variance + covariance_weight · covariance`, added to a distance of weight 1. VICReg's 25,
     25 and 1 for distance, variance and covariance are the defaults here, divided by 25.
 
@@ -197,7 +199,7 @@ class VarianceCovariance(nn.Module):
             n = counts.sum()
             x = torch.where(counts > 0, x, 0)  # NaN in the padding stays there
             x = (x - x.sum(0) / n) * counts
-            covariance = x.T @ x / (n - 1)
+            covariance = x.T @ x / (n - 1).clamp(min=1)
             diagonal = covariance.diagonal()
             spread = (self.std - (diagonal + self.eps).sqrt()).relu().mean()
             off_diagonal = (covariance - diagonal.diag()).square().sum() / x.shape[1]

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes
+from seqjepa._checks import check_axes, check_like, check_tensor
 from seqjepa.actions import ActionEmbedder
 from seqjepa.aggregator import SequenceAggregator, check_mask
 from seqjepa.encoders import encode_views, feature_width, timm_encoder
 from seqjepa.hub import PretrainedModule
 from seqjepa.loss import SeqJEPALoss
 from seqjepa.predictor import ConditionedPredictor
-from seqjepa.target import EMATarget, Momentum
+from seqjepa.target import EMATarget, Momentum, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput
 
 __all__ = ["SeqJEPA"]
@@ -85,6 +84,8 @@ class SeqJEPA(PretrainedModule):
         self.predictor = predictor
         self.target = EMATarget(encoder) if target is None else target
         self.loss = SeqJEPALoss() if loss is None else loss
+        if isinstance(target, StopGradientTarget):
+            target.update(encoder)  # its encoder is this model's, whichever it was given
 
     @classmethod
     def from_encoder(
@@ -94,6 +95,7 @@ class SeqJEPA(PretrainedModule):
         action_dim: int,
         view_shape: tuple[int, ...] = (3, 64, 64),
         embedder: nn.Module | None = None,
+        heads: int = 4,
         momentum: Momentum = 0.996,
         target: nn.Module | None = None,
         loss: nn.Module | None = None,
@@ -105,16 +107,17 @@ class SeqJEPA(PretrainedModule):
             action_dim: A, numbers in an action.
             view_shape: shape of one view, (C, H, W) for images.
             embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
+            heads: attention heads of the aggregator (4 in the paper); must divide D + E.
             momentum: of the EMA target: a number, or a schedule of the step.
             target: instead of the EMA target, such as `StopGradientTarget(encoder)`.
             loss: the cosine distance by default.
 
         Returns:
-            The model, with the paper's three layers of four heads and a predictor of hidden width 1024.
+            The model, with the paper's three layers and a predictor of hidden width 1024.
 
         Raises:
-            ValueError: an encoder that returns no vectors, or whose width and E do not split into four heads: then
-                give `embedder` another `embed_dim`, or build the parts yourself.
+            ValueError: an encoder that returns no vectors, or whose D + E does not split into the heads: then give
+                `heads`, or an embedder of another `embed_dim`.
 
         Examples:
             >>> import torch
@@ -129,7 +132,7 @@ class SeqJEPA(PretrainedModule):
         return cls(
             encoder=encoder,
             embedder=embedder,
-            aggregator=SequenceAggregator(dim + embed_dim),
+            aggregator=SequenceAggregator(dim + embed_dim, heads=heads),
             predictor=ConditionedPredictor(state_dim=dim + embed_dim, action_dim=embed_dim, dim=dim),
             target=EMATarget(encoder, momentum) if target is None else target,
             loss=loss,
@@ -141,10 +144,11 @@ class SeqJEPA(PretrainedModule):
         name: str,
         *,
         action_dim: int,
-        img_size: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
         cifar_stem: bool = False,
         pretrained: bool = False,
         embedder: nn.Module | None = None,
+        heads: int = 4,
         momentum: Momentum = 0.996,
         loss: nn.Module | None = None,
         **timm_options: Any,
@@ -154,10 +158,11 @@ class SeqJEPA(PretrainedModule):
         Args:
             name: any name of `timm.list_models()`; the paper's is "resnet18".
             action_dim: A, numbers in an action.
-            img_size: side of the views in pixels, for encoders built for one size, such as ViTs.
+            img_size: side of the views in pixels, or (height, width), for encoders built for one size, such as ViTs.
             cifar_stem: for 32-px views, a ResNet stem that keeps their resolution.
             pretrained: load timm's weights (this downloads).
             embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
+            heads: attention heads of the aggregator (4 in the paper); must divide D + E.
             momentum: of the EMA target: a number, or a schedule of the step.
             loss: the cosine distance by default.
             timm_options: handed to `timm.create_model`: `in_chans`, `drop_path_rate`, …
@@ -174,11 +179,11 @@ class SeqJEPA(PretrainedModule):
             320
         """
         encoder = timm_encoder(name, cifar_stem=cifar_stem, pretrained=pretrained, img_size=img_size, **timm_options)
-        side = img_size or 64
         return cls.from_encoder(
             encoder,
             action_dim=action_dim,
-            view_shape=(timm_options.get("in_chans", 3), side, side),
+            view_shape=(timm_options.get("in_chans", 3), *_blank_size(encoder, img_size)),
+            heads=heads,
             embedder=embedder,
             momentum=momentum,
             loss=loss,
@@ -250,7 +255,7 @@ class SeqJEPA(PretrainedModule):
         e: Float[Tensor, "B steps E"],
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B S"]:
-        """Sum T views and the T − 1 actions between them up in one state: the invariant representation.
+        """Aggregate T views and the T − 1 actions between them into one state: the invariant representation.
 
         Args:
             z: (B, T, D) encoded views.
@@ -265,13 +270,17 @@ class SeqJEPA(PretrainedModule):
         """
         check_axes("z", z, "B T D")
         check_axes("e", e, "B T E")
+        if e.shape[2]:
+            check_like("e, the embedded actions,", e, z)
+        else:
+            e = z.new_zeros(e.shape)  # no numbers: whatever dtype and device the actions had
         n, m = z.shape[1], e.shape[1]
         if m != n - 1 or z.shape[0] != e.shape[0]:
             raise ValueError(
                 f"{n} views have {n - 1} actions between them; got z of shape {tuple(z.shape)} and e of shape "
                 f"{tuple(e.shape)}. The action that leaves the last view goes to predict()."
             )
-        slots = F.pad(e, (0, 0, 0, 1))  # (B, T, E)
+        slots = torch.cat([e, e.new_zeros(e.shape[0], 1, e.shape[2])], dim=1)  # (B, T, E)
         if mask is not None:
             leads_on = torch.arange(n, device=z.device) < _last_true(mask, z)[:, None]
             slots = torch.where(leads_on[..., None], slots, 0)
@@ -339,6 +348,7 @@ class SeqJEPA(PretrainedModule):
 def _check_sequence(views: Tensor, actions: Tensor) -> None:
     """Raise unless the views and the actions between them belong together."""
     check_axes("actions", actions, "B T A")
+    check_tensor("views", views)
     if views.ndim < 3:
         raise ValueError(
             f"views must have the axes (B, T+1, …), for images (B, T+1, C, H, W); got {tuple(views.shape)}."
@@ -347,7 +357,12 @@ def _check_sequence(views: Tensor, actions: Tensor) -> None:
     if m != n - 1:
         raise ValueError(
             f"{n} views need {n - 1} actions, one per step; got {m}. "
-            + ("Drop the last action or add a view." if m > n - 1 else "Add an action or drop the last view.")
+            + ("Add an action or drop the last view." if m < n - 1 else "Drop the last action or add a view.")
+            + (
+                " Actions are relative: of absolute parameters, one a view, take the differences first."
+                if m == n
+                else ""
+            )
         )
     if views.shape[0] != actions.shape[0]:
         raise ValueError(f"Views and actions must have one batch size; got {views.shape[0]} and {actions.shape[0]}.")
@@ -365,6 +380,15 @@ def _take(sequence: Tensor, index: Tensor | None) -> Tensor:
     if index is None:
         return sequence[:, -1]
     return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
+
+
+def _blank_size(encoder: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of a view that a timm encoder takes."""
+    if img_size is None:
+        config: Any = encoder.pretrained_cfg
+        least = max(64, *config.get("min_input_size", (3, 0, 0))[1:])
+        return config["input_size"][1:] if config.get("fixed_input_size") else (least, least)
+    return (img_size, img_size) if isinstance(img_size, int) else img_size
 
 
 def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Module) -> None:

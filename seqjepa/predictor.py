@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like
+from seqjepa._checks import check_axes, check_batch_norm, check_like, weight_of
 
 __all__ = ["ConditionedPredictor"]
 
@@ -57,12 +57,16 @@ class ConditionedPredictor(nn.Module):
 
     def forward(self, state: Float[Tensor, "B S"], action: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
         """The predicted representation of the view that `action` leads to."""
-        for name, tensor, axes, width in (("state", state, "B S", self.state_dim),
-                                          ("action", action, "B E", self.action_dim)):  # fmt: skip
-            check_axes(name, tensor, axes)
-            if tensor.shape[-1] != width:
-                raise ValueError(f"The {name} is {width} wide here; got shape {tuple(tensor.shape)}.")
-            check_like(name, tensor, next(self.layers.parameters()))
+        self._check("state", state, "B S", self.state_dim)
+        self._check("action", action, "B E", self.action_dim)
         if state.shape[0] != action.shape[0]:
             raise ValueError(f"Every state needs one action; got {state.shape[0]} states, {action.shape[0]} actions.")
-        return self.layers(torch.cat([state, action], dim=-1))
+        check_batch_norm(state.shape[0], self.training, "sources")
+        return self.layers(torch.cat([state, action], dim=-1) if self.action_dim else state)
+
+    def _check(self, name: str, tensor: Tensor, axes: str, width: int) -> None:
+        check_axes(name, tensor, axes)
+        if tensor.shape[-1] != width:
+            raise ValueError(f"The {name} is {width} wide here; got shape {tuple(tensor.shape)}.")
+        if width:  # where actions are embedded in no numbers, neither their dtype nor their device matters
+            check_like(name, tensor, weight_of(self.layers))

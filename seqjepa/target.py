@@ -22,15 +22,16 @@ Momentum = float | Callable[[int], float]
 class EMATarget(nn.Module):
     """A copy of the encoder that follows it slowly: t ← m t + (1 − m) o after every step.
 
-    The copy lives in its own storage, never requires a gradient, and stays in float32 when the encoder is cast to a
-    shorter type, where steps of (1 − m) would be rounded away. Its batch-norm statistics are, by `buffers`:
+    The copy lives in its own storage, never requires a gradient, and stays in float32 when the encoder is in lower
+    precision, where steps of (1 − m) would be rounded away. Its batch-norm statistics are, by `buffers`:
 
     - "own": gathered from the target's own batches. The target follows the model's training mode, so in training it
       normalises by its own batch. The paper's.
-    - "copy": copied from the encoder at every update.
-    - "ema": averaged like the weights (integer buffers are copied).
+    - "copy": copied from the encoder at every update, with all its other buffers.
+    - "ema": averaged like the weights; all other buffers are copied.
 
-    With "copy" and "ema" the target is always in eval mode: it normalises by those statistics and never moves them.
+    With "own", dropout acts in the target too while it trains, as in the paper's (whose encoder has none). With "copy"
+    and "ema" the target is always in eval mode: it normalises by those statistics and never moves them.
 
     Args:
         encoder: the encoder to copy, compiled or not; its weights of this moment are the start.
@@ -42,7 +43,7 @@ class EMATarget(nn.Module):
         views (B, …) → (B, D), whatever the encoder takes.
 
     Raises:
-        ValueError: a momentum outside [0, 1]; unknown `buffers`; at an update, an encoder of another make.
+        ValueError: a momentum outside [0, 1]; unknown `buffers`; at an update, an encoder of another architecture.
 
     Source:
         Tarvainen & Valpola 2017 (arXiv 1703.01780); Grill et al. 2020 (arXiv 2006.07733); momentum after Ghaemi et al.
@@ -73,12 +74,14 @@ class EMATarget(nn.Module):
         self.momentum = momentum
         self.buffer_mode = buffers
         self.step = 0
-        self.encoder = copy.deepcopy(unwrap(encoder)).requires_grad_(False)
+        self.encoder = _plain(copy.deepcopy(unwrap(encoder))).requires_grad_(False)
         for parameter in self.encoder.parameters():
             parameter.grad = None
-            if _is_half(parameter):
-                parameter.data = parameter.data.float()
-        self.train(encoder.training)
+        self.encoder._apply(lambda tensor: tensor.float() if _is_half(tensor) else tensor)
+        if buffers == "own":
+            self.training = encoder.training  # submodules keep the modes they were copied with
+        else:
+            self.train()
 
     @torch.no_grad()
     def forward(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B D"]:
@@ -103,12 +106,12 @@ class EMATarget(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1]; the schedule gave {momentum} at step {self.step}.")
         averaged = _pairs("parameters", self.encoder.parameters(), online.parameters())
-        copied = []
+        copied: list[tuple[Tensor, Tensor]] = []
         if self.buffer_mode != "own":
-            buffers = _pairs("buffers", self.encoder.buffers(), online.buffers())
-            averages = [self.buffer_mode == "ema" and mine.is_floating_point() for mine, _ in buffers]
-            averaged += [pair for pair, average in zip(buffers, averages, strict=True) if average]
-            copied += [pair for pair, average in zip(buffers, averages, strict=True) if not average]
+            names = [name.rpartition(".")[2] for name, _ in self.encoder.named_buffers()]
+            for name, pair in zip(names, _pairs("buffers", self.encoder.buffers(), online.buffers()), strict=True):
+                statistic = name in ("running_mean", "running_var")
+                (averaged if statistic and self.buffer_mode == "ema" else copied).append(pair)
         if averaged:  # one fused call; a pair of other types cannot be fused before it is cast
             copies = [mine for mine, _ in averaged]
             torch._foreach_lerp_(copies, [theirs.to(mine.dtype) for mine, theirs in averaged], 1 - momentum)
@@ -135,9 +138,7 @@ class EMATarget(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMATarget:
         def keep_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            if _is_half(moved) and not _is_half(tensor):
-                return torch.empty_like(moved, dtype=tensor.dtype).copy_(tensor)
-            return moved
+            return torch.empty_like(moved, dtype=torch.float32).copy_(tensor) if _is_half(moved) else moved
 
         return super()._apply(keep_float32, recurse)
 
@@ -174,6 +175,13 @@ class StopGradientTarget(nn.Module):
     def update(self, encoder: nn.Module) -> None:
         """Nothing to average: only remember which encoder is the online one."""
         self._encoder = (encoder,)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module with every `torch.compile` or DistributedDataParallel wrapper in it taken off."""
+    for name, child in module.named_children():
+        setattr(module, name, _plain(child))
+    return unwrap(module)
 
 
 def _is_half(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Shared settings: deterministic draws, two threads, no network; GPU tests are skipped where there is no GPU."""
+"""Shared settings: deterministic draws, one thread a worker, no network; GPU tests are skipped without a GPU."""
 
 import os
 
@@ -16,6 +16,23 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
 )
 hypothesis.settings.load_profile("seqjepa")
+
+
+class TorchRandom:
+    """torch's generator under hypothesis: every example starts from a seed, so what it finds it finds again."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCH_RANDOM = TorchRandom()  # hypothesis keeps a weak reference only
+hypothesis.register_random(TORCH_RANDOM)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -148,3 +148,29 @@ def test_sizes_below_one_are_refused(a: int, e: int) -> None:
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match=r"norm must be one of 'batch', 'layer', 'rms', None; got 'group'"):
         ActionEmbedder(3, 4, norm="group")  # type: ignore[arg-type]
+
+
+def test_nonsense_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"hidden_dim must be at least 1, or None for a linear map; got 0"):
+        ActionEmbedder(3, 4, hidden_dim=0)
+    with pytest.raises(ValueError, match=r"embed_dim must be at least 1, room for an action; got 0"):
+        RawActions(0)
+    assert RawActions(1)(torch.ones(1, 1, 1)).item() == 1
+    assert ActionEmbedder(3, 4, hidden_dim=1)(torch.randn(2, 1, 3)).shape == (2, 1, 4)
+
+
+def test_one_action_is_too_few_for_batch_norm_in_training() -> None:
+    with pytest.raises(
+        ValueError, match=r"In training mode batch norm needs at least two actions; got 1\. Use a larger"
+    ):
+        ActionEmbedder(3, 4)(torch.randn(1, 1, 3))
+    assert ActionEmbedder(3, 4).eval()(torch.randn(1, 1, 3)).shape == (1, 1, 4)
+    assert ActionEmbedder(3, 4, norm="layer")(torch.randn(1, 1, 3)).shape == (1, 1, 4)
+    assert ActionEmbedder(3, 4)(torch.randn(1, 2, 3)).shape == (1, 2, 4)
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"actions must be a torch\.Tensor; got list\. Convert with torch\.as_tensor\(actions"
+    ):
+        ActionEmbedder(3, 4)([[[1.0, 2.0, 3.0]]])

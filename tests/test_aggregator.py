@@ -253,15 +253,32 @@ def test_half_precision_and_other_devices_need_no_code_of_their_own(masked: bool
         assert (state.shape, state.dtype, state.device.type) == ((2, 8), dtype, device)
 
 
+def test_attention_is_without_dropout_and_leaves_the_modes_alone() -> None:
+    aggregator = SequenceAggregator(8, dropout=0.5)
+    aggregator.norm.eval()
+    tokens = torch.randn(2, 3, 8)
+    assert torch.equal(aggregator.attention(tokens), aggregator.attention(tokens))
+    assert aggregator.training
+    assert aggregator.layers.training
+    assert not aggregator.norm.training
+
+
 # --- bad input ---
 
 
+def test_an_mlp_without_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mlp_ratio is the MLP's width over dim, a whole number from 1; got 0"):
+        SequenceAggregator(8, mlp_ratio=0)
+
+
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"dim=640 and heads=3\. Head counts that divide 640: 1, 2, 4, 5, 8, 10, 16\."):
+    with pytest.raises(
+        ValueError, match=r"dim=640 and heads=3\. Head counts up to 16 that divide 640: 1, 2, 4, 5, 8, 10, 16\."
+    ):
         SequenceAggregator(640, heads=3)
     with pytest.raises(ValueError, match=r"split evenly into heads; got dim=8 and heads=0"):
         SequenceAggregator(8, heads=0)
-    with pytest.raises(ValueError, match=r"Head counts that divide 34: 1, 2\."):
+    with pytest.raises(ValueError, match=r"Head counts up to 16 that divide 34: 1, 2\."):
         SequenceAggregator(34, heads=3)
     with pytest.raises(ValueError, match=r"dim is the width of a token, at least 1; got 0\."):
         SequenceAggregator(0)
@@ -297,6 +314,8 @@ def test_wrong_masks_are_refused() -> None:
     aggregator, tokens = SequenceAggregator(8), torch.randn(2, 3, 8)
     with pytest.raises(TypeError, match=r"mask must be bool, True where a view counts; got torch\.float32"):
         aggregator(tokens, torch.ones(2, 3))
+    with pytest.raises(TypeError, match=r"mask must be a torch\.Tensor; got list"):
+        aggregator(tokens, [[True]])
     with pytest.raises(ValueError, match=r"one entry per observed view, shape \(2, 3\); got \(2, 4\)"):
         aggregator(tokens, torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"mask must lie on cpu, where the views do; got meta"):

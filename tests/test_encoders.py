@@ -34,7 +34,12 @@ def test_names_options_and_sizes_are_handed_to_timm(monkeypatch: pytest.MonkeyPa
     import timm
 
     calls: list[Any] = []
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: calls.append((name, options)) or nn.Identity())
+
+    def create(name: str, **options: Any) -> nn.Module:
+        calls.append((name, options))
+        return nn.Identity()
+
+    monkeypatch.setattr(timm, "create_model", create)
     timm_encoder("resnet18", pretrained=True, img_size=64, in_chans=2)
     timm_encoder("vit_tiny_patch16_224", img_size=48)
     timm_encoder("vit_tiny_patch16_224")
@@ -120,7 +125,44 @@ def test_the_modes_come_back_even_if_the_encoder_fails() -> None:
     assert all(module.training for module in encoder.modules())
 
 
+def test_an_encoder_may_convert_to_lower_precision_by_itself() -> None:
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(7, 2).bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x.bfloat16()).float()
+
+    assert encode_views(Casting(), torch.rand(2, 3, 7)).dtype == torch.float32
+
+
+def test_an_empty_batch_is_encoded_as_one() -> None:
+    assert encode_views(nn.Linear(7, 2), torch.rand(0, 3, 7)).shape == (0, 3, 2)
+
+
+def test_an_encoder_without_weights_will_do() -> None:
+    assert feature_width(nn.Flatten(), (3, 4, 4)) == 48
+
+
+def test_the_stem_is_remembered_when_it_is_swapped_by_hand() -> None:
+    encoder: Any = with_cifar_stem(timm_encoder("resnet18"))
+    assert encoder.timm_spec["cifar_stem"] is True
+
+
 # --- bad input ---
+
+
+def test_a_classifier_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"has no classifier, num_classes is always 0; got it as an option\. Leave it out"
+    ):
+        timm_encoder("resnet18", num_classes=10)
+
+
+def test_near_matches_are_found_behind_tags_and_owners() -> None:
+    with pytest.raises(ValueError, match=r"Near matches: resnet18"):
+        timm_encoder("timm/resnet1.a1_in1k")
 
 
 def test_unknown_names_are_answered_with_near_matches() -> None:
@@ -164,14 +206,18 @@ def test_feature_maps_and_odd_outputs_are_refused() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x, x
 
-    with pytest.raises(ValueError, match=r"vectors of shape \(6, D\); got tuple"):
+    with pytest.raises(TypeError, match=r"one tensor of shape \(6, D\); got tuple\. Wrap it in a module that picks"):
         encode_views(Tuple(), views)
 
 
 def test_wrong_views_are_refused() -> None:
     with pytest.raises(ValueError, match=r"axes \(B, T, …\), for images \(B, T, C, H, W\); got shape \(2, 7\)"):
         encode_views(nn.Linear(7, 2), torch.rand(2, 7))
-    with pytest.raises(TypeError, match=r"views must be floating point; got torch\.uint8"):
+    with pytest.raises(TypeError, match=r"views must be a torch\.Tensor; got list"):
+        encode_views(nn.Linear(7, 2), [[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"floating point; got torch\.int64\. Convert with views\.float\(\)\.$"):
+        encode_views(nn.Linear(7, 2), torch.zeros(2, 3, 7, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"floating point; got torch\.uint8\. Convert with views\.float\(\) / 255\.$"):
         encode_views(nn.Linear(7, 2), torch.zeros(2, 3, 7, dtype=torch.uint8))
     with pytest.raises(
         TypeError, match=r"views must have the dtype of the weights, torch\.float32; got torch\.float64"

@@ -1,6 +1,7 @@
 """Saving and loading: every bit and every part comes back, or nothing is loaded."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from seqjepa import (
     VarianceCovariance,
 )
 from seqjepa.aggregator import SinusoidalPositions
-from seqjepa.encoders import timm_encoder
+from seqjepa.encoders import timm_encoder, with_cifar_stem
 from seqjepa.loss import MSEDistance, SmoothL1Distance
 from tests.builders import TinyEncoder, randomise, sequence, tiny_model
 
@@ -57,33 +58,31 @@ def test_a_trained_model_comes_back_with_every_bit_config_and_step(tmp_path: Pat
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
-def variants() -> dict[str, SeqJEPA]:
-    tiny = timm_encoder("resnet10t")
-    base: dict[str, Any] = {"encoder": tiny, "dim": 512, "heads": 4}
-    other = base | {"encoder": timm_encoder("resnet10t")}
-    return {
-        "embedder": tiny_model(**base, embedder=ActionEmbedder(3, 4, hidden_dim=5, norm="rms")),
-        "raw": tiny_model(**base, embedder=RawActions(4)),
-        "ablation": tiny_model(**base, embedder=NoActions(), loss=SeqJEPALoss(SmoothL1Distance(0.5))),
-        "aggregator": tiny_model(
-            **base,
-            aggregator=SequenceAggregator(
-                516, depth=1, heads=2, mlp_ratio=2, dropout=0.2, norm_first=True, positions=SinusoidalPositions(516)
-            ),
-        ),
-        "no-ema": tiny_model(
-            **base,
-            target=StopGradientTarget(tiny),
-            loss=SeqJEPALoss(MSEDistance(), VarianceCovariance(2.0, 0.5, std=0.5, eps=1e-3)),
-        ),
-        "ema": tiny_model(**base, target=EMATarget(tiny, 0.5, buffers="ema")),
-        "half": tiny_model(**other).to(torch.bfloat16).to(memory_format=torch.channels_last),
-    }
+def variant(name: str) -> SeqJEPA:
+    encoder = timm_encoder("resnet10t")
+    base: dict[str, Any] = {"encoder": encoder, "dim": 512, "heads": 4}
+    if name == "embedder":
+        return tiny_model(**base, embedder=ActionEmbedder(3, 4, hidden_dim=5, norm="rms"))
+    if name == "raw":
+        return tiny_model(**base, embedder=RawActions(4))
+    if name == "ablation":
+        return tiny_model(**base, embedder=NoActions(), loss=SeqJEPALoss(SmoothL1Distance(0.5)))
+    if name == "aggregator":
+        other = SequenceAggregator(
+            516, depth=1, heads=2, mlp_ratio=2, dropout=0.2, norm_first=True, positions=SinusoidalPositions(516)
+        )
+        return tiny_model(**base, aggregator=other)
+    if name == "no-ema":
+        loss = SeqJEPALoss(MSEDistance(), VarianceCovariance(2.0, 0.5, std=0.5, eps=1e-3))
+        return tiny_model(**base, target=StopGradientTarget(encoder), loss=loss)
+    if name == "ema":
+        return tiny_model(**base, target=EMATarget(encoder, 0.5, buffers="ema"))
+    return tiny_model(**base).to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", list(variants()))
+@pytest.mark.parametrize("name", ["embedder", "raw", "ablation", "aggregator", "no-ema", "ema", "half"])
 def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) -> None:
-    model = variants()[name]
+    model = variant(name)
     model.save_pretrained(tmp_path)
     loaded = SeqJEPA.from_pretrained(str(tmp_path))
     assert_same_bits(model, loaded)
@@ -91,10 +90,7 @@ def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) ->
         assert type(getattr(loaded, part)) is type(getattr(model, part))
         assert repr(getattr(loaded, part)) == repr(getattr(model, part).eval())
     if name == "no-ema":
-        dtype = torch.float32
-        assert torch.equal(
-            loaded.target(torch.ones(1, 3, 32, 32, dtype=dtype)), loaded.encoder(torch.ones(1, 3, 32, 32))
-        )
+        assert torch.equal(loaded.target(torch.ones(1, 3, 32, 32)), loaded.encoder(torch.ones(1, 3, 32, 32)))
 
 
 def test_parts_of_the_user_s_own_are_given_again(tmp_path: Path) -> None:
@@ -253,5 +249,87 @@ def test_a_config_that_names_unknown_parts_is_refused(saved: Path, change: dict[
 
 def test_a_config_that_is_no_json_is_refused(saved: Path) -> None:
     (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json of .* is not JSON.*Is the file whole\?"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON.*Is the file whole\?"):
         SeqJEPA.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 2}'])
+def test_another_library_s_config_is_refused(saved: Path, content: str) -> None:
+    (saved / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"must describe a model's parts in format 1; this one does not"):
+        SeqJEPA.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "model", "runs/a/model"])
+def test_a_folder_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{name} is no folder here, and no name on the Hub"):
+        SeqJEPA.from_pretrained(name)
+
+
+class Armed:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_config_from_a_stranger_reads_no_other_file_and_no_network(saved: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": Armed(tmp_path / "ran")}, tmp_path / "weights.pth")
+    config = json.loads((saved / "config.json").read_text())
+    for trap in (
+        {"checkpoint_path": str(tmp_path / "weights.pth")},
+        {"pretrained": True},
+        {"pretrained_cfg_overlay": {"url": "http://localhost:9/"}},
+        {"cache_dir": str(tmp_path)},
+        {"name": "hf-hub:someone/a-model"},
+    ):
+        (saved / "config.json").write_text(json.dumps(config | {"encoder": config["encoder"] | trap}))
+        with pytest.raises(ValueError, match=r"may read other files or the network.*from_pretrained\(\.\.\., encoder="):
+            SeqJEPA.from_pretrained(saved)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_encoder_that_reached_out_is_saved_as_the_user_s_own() -> None:
+    model = timm_model()
+    model.encoder.timm_spec = model.encoder.timm_spec | {"name": "hf-hub:someone/a-model"}
+    assert model.config()["encoder"] is None
+
+
+def test_weights_that_were_shared_stay_shared(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+        second.weight = first.weight
+        return nn.Sequential(first, second)
+
+    model = SeqJEPA.from_encoder(tied(), action_dim=2, view_shape=(8,)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = SeqJEPA.from_pretrained(tmp_path, encoder=tied())
+    assert loaded.encoder[0].weight is loaded.encoder[1].weight
+    assert loaded.encoder[0].weight.dtype == torch.bfloat16
+    assert_same_bits(model, loaded)
+
+
+def test_a_stem_swapped_by_hand_comes_back(tmp_path: Path) -> None:
+    model = SeqJEPA.from_encoder(with_cifar_stem(timm_encoder("resnet18")), action_dim=2)
+    model.save_pretrained(tmp_path)
+    assert_same_bits(model, SeqJEPA.from_pretrained(tmp_path))
+
+
+def test_saved_files_can_be_read_by_whoever_reads_the_folder(saved: Path) -> None:
+    assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
+
+
+def test_a_move_that_fails_puts_the_old_files_back(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    replace = os.replace
+
+    def fails_at_the_weights(source: Any, target: Any) -> None:
+        if "new" in Path(source).parts and Path(source).name == "model.safetensors":
+            raise OSError("disk gone")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_weights)
+    with pytest.raises(OSError, match="disk gone"):
+        timm_model(embedder=NoActions()).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -117,3 +117,9 @@ def test_wrong_input_is_refused() -> None:
         with pytest.raises(ValueError, match=rf"at least 0; got {weights[0]} and {weights[1]}"):
             VarianceCovariance(*weights)
     assert VarianceCovariance(0.0, 0.0)(torch.randn(2, 2, 2)).loss == 0
+
+
+def test_a_single_view_has_no_covariance() -> None:
+    out = VarianceCovariance()(torch.randn(1, 1, 4))
+    assert out.terms["covariance"] == 0
+    assert out.loss.isfinite()

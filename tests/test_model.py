@@ -366,6 +366,11 @@ def test_distributed_data_parallel_wraps_the_model(tmp_path: Any) -> None:
         target = EMATarget(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
         target.update(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
         assert not any("module" in key for key in target.state_dict())
+        plain = tiny_model()
+        model.encoder = nn.parallel.DistributedDataParallel(torch.compile(model.encoder))
+        assert sorted(model.state_dict()) == sorted(plain.state_dict())
+        model.load_state_dict(plain.state_dict())
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in plain.state_dict().items())
     finally:
         dist.destroy_process_group()
 
@@ -413,7 +418,7 @@ def test_a_failed_load_leaves_the_model_untouched(strict: bool) -> None:
     with pytest.raises(RuntimeError, match=r"for another model; nothing was loaded(.|\n)*") as error:
         model.load_state_dict(bad, strict=strict)
     assert "predictor.layers.0.weight: (2, 2) given, (16, 16) needed" in str(error.value)
-    assert "target._extra_state: str given, () needed" in str(error.value)
+    assert "target._extra_state: str given, a tensor needed" in str(error.value)
     assert ("aggregator.token: missing" in str(error.value)) == strict
     assert ("more: unknown" in str(error.value)) == strict
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -461,6 +466,10 @@ def test_from_timm_takes_its_options() -> None:
     assert model.aggregator.dim == 516
     assert model(torch.rand(2, 3, 1, 32, 32), torch.randn(2, 2, 2)).loss.isfinite()
     assert SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, img_size=32).predictor.dim == 192
+    assert SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, heads=8).aggregator.heads == 8
+    assert SeqJEPA.from_timm("resnet18", action_dim=2, img_size=(32, 96)).predictor.dim == 512
+    wide = SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, img_size=(32, 64)).eval()
+    assert wide(torch.rand(1, 3, 3, 32, 64), torch.randn(1, 2, 2)).z.shape == (1, 2, 192)
     assert SeqJEPA.from_timm("resnet18", action_dim=2).target.momentum == 0.996
 
 
@@ -506,6 +515,8 @@ def test_wrong_ranks_dtypes_and_batches_are_refused() -> None:
         model(views, actions.double())
     with pytest.raises(TypeError, match=r"views must have the dtype of the weights"):
         model(views.double(), actions)
+    with pytest.raises(TypeError, match=r"views must be a torch\.Tensor; got ndarray"):
+        model(views.numpy(), actions)
     with pytest.raises(ValueError, match=r"actions must lie where the weights do"):
         model(views, actions.to("meta"))
     with pytest.raises(ValueError, match=r"views must lie where the weights do"):
@@ -573,3 +584,72 @@ def test_parts_of_the_user_s_own_answer_for_themselves() -> None:
 def test_an_encoder_of_feature_maps_is_refused_when_the_model_is_built() -> None:
     with pytest.raises(ValueError, match=r"must map 1 views to vectors of shape \(1, D\); got \(1, 4, 6, 6\)"):
         SeqJEPA.from_encoder(nn.Conv2d(3, 4, 3), action_dim=2, view_shape=(3, 8, 8))
+
+
+def test_absolute_parameters_are_recognised_by_their_number() -> None:
+    with pytest.raises(
+        ValueError, match=r"got 4\. .*Actions are relative: of absolute parameters, one a view, take the"
+    ):
+        tiny_model()(torch.rand(2, 4, 3, 8, 8), torch.randn(2, 4, 3))
+
+
+def test_heads_are_the_way_out_where_four_do_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"dim=178 and heads=4"):
+        SeqJEPA.from_encoder(nn.Linear(7, 50), action_dim=2, view_shape=(7,))
+    assert SeqJEPA.from_encoder(nn.Linear(7, 50), action_dim=2, view_shape=(7,), heads=2).aggregator.heads == 2
+
+
+def test_without_actions_their_dtype_and_device_do_not_matter() -> None:
+    model = tiny_model(embedder=NoActions())
+    views, actions = sequence()
+    for other in (actions.double(), actions.to("meta")):
+        assert model(views, other).prediction.dtype == torch.float32
+
+
+def test_raw_actions_of_another_dtype_are_refused_by_their_name() -> None:
+    views, actions = sequence()
+    with pytest.raises(
+        TypeError, match=r"e, the embedded actions, must have the dtype of the weights, torch\.float32; got"
+    ):
+        tiny_model(embedder=RawActions(4))(views, actions.double())
+
+
+def test_a_stop_gradient_target_is_bound_to_the_model_s_encoder() -> None:
+    model = tiny_model(target=StopGradientTarget(TinyEncoder())).eval()
+    views, actions = sequence()
+    assert torch.equal(model(views, actions).target, model.encoder(views[:, -1]))
+
+
+def test_without_an_ema_statistics_move_for_the_observed_views_first() -> None:
+    encoder = TinyEncoder()
+    model = tiny_model(encoder=encoder, target=StopGradientTarget(encoder))
+    views, actions = sequence()
+    expected: Any = copy.deepcopy(encoder)
+    expected(views[:, :-1].flatten(0, 1))
+    expected(views[:, -1])
+    model(views, actions)
+    torch.testing.assert_close(model.encoder.bn1.running_mean, expected.bn1.running_mean)
+    torch.testing.assert_close(model.encoder.bn1.running_var, expected.bn1.running_var)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda w: w.long(), lambda w: w.to("meta"), lambda w: w.to_sparse(), lambda w: w.to(torch.complex64),
+], ids=["integer", "meta", "sparse", "complex"])  # fmt: skip
+def test_weights_of_another_kind_are_refused_before_anything_is_loaded(spoil: Any) -> None:
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    bad = tiny_model().state_dict()
+    bad["predictor.layers.3.weight"] = spoil(bad["predictor.layers.3.weight"])
+    with pytest.raises(
+        RuntimeError, match=r"nothing was loaded(.|\n)*predictor\.layers\.3\.weight: .* given, .* needed"
+    ):
+        model.load_state_dict(bad)
+    bad["target._extra_state"] = torch.tensor(torch.nan)
+    with pytest.raises(RuntimeError, match=r"target\._extra_state: torch\.float32 given, torch\.int64 needed"):
+        model.load_state_dict(bad)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_another_checkpoint_is_answered_with_what_it_holds() -> None:
+    with pytest.raises(RuntimeError, match=r"0 of 76 names are known here, 1 were given\.\n  model: unknown\n"):
+        tiny_model().load_state_dict({"model": tiny_model().state_dict()})

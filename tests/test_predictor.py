@@ -81,3 +81,17 @@ def test_impossible_sizes_are_refused(bad: dict[str, int]) -> None:
         match=r"at least 1 and action_dim at least 0; got state_dim=.*\. For the linear form use hidden_dim=None\.$",
     ):
         ConditionedPredictor(**({"state_dim": 3, "action_dim": 2, "dim": 4, "hidden_dim": 5} | bad))
+
+
+def test_one_source_is_too_few_for_batch_norm_in_training() -> None:
+    predictor = ConditionedPredictor(3, 2, 4)
+    with pytest.raises(ValueError, match=r"batch norm needs at least two sources; got 1.*model\.eval"):
+        predictor(torch.randn(1, 3), torch.randn(1, 2))
+    assert predictor.eval()(torch.randn(1, 3), torch.randn(1, 2)).shape == (1, 4)
+
+
+def test_without_actions_their_dtype_and_device_do_not_matter() -> None:
+    predictor = ConditionedPredictor(3, 0, 4)
+    state = torch.randn(5, 3)
+    for action in (torch.randn(5, 0, dtype=torch.float64), torch.randn(5, 0, device="meta")):
+        assert predictor(state, action).dtype == torch.float32

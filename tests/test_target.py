@@ -264,3 +264,51 @@ def test_an_encoder_of_another_make_is_refused_before_anything_moves() -> None:
 def test_an_encoder_that_returns_feature_maps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must map 2 views to vectors of shape \(2, D\); got \(2, 4, 6, 6\)"):
         EMATarget(nn.Conv2d(3, 4, 3))(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("buffers", ["own", "ema"])
+def test_a_target_of_a_half_precision_encoder_works_in_float32(buffers: Any) -> None:
+    encoder: Any = TinyEncoder().bfloat16()
+    target = EMATarget(encoder, 0.99, buffers=buffers)
+    assert {t.dtype for t in target.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert target(torch.rand(4, 3, 8, 8).bfloat16()).isfinite().all()
+    encoder.bn1.running_var.fill_(2.0)
+    for _ in range(20):
+        target.update(encoder)
+    expected = 2.0 - 0.99**20 if buffers == "ema" else target.encoder.bn1.running_var
+    torch.testing.assert_close(target.encoder.bn1.running_var, torch.as_tensor(expected).expand(64))
+
+
+def test_lower_precision_after_float64_ends_in_float32() -> None:
+    target = EMATarget(TinyEncoder()).double().bfloat16()
+    assert {p.dtype for p in target.parameters()} == {torch.float32}
+
+
+def test_only_statistics_are_averaged_and_other_buffers_copied() -> None:
+    encoder: Any = TinyEncoder()
+    encoder.register_buffer("attend", torch.tensor([0.0, -torch.inf]))
+    target, online = EMATarget(encoder, 0.5, buffers="ema"), copy.deepcopy(encoder)
+    target.update(online)
+    assert torch.equal(target.encoder.attend, online.attend)
+
+
+def test_compiled_children_are_copied_plain_too() -> None:
+    compiled: Any = torch.compile(nn.Linear(2, 2))
+    encoder: Any = nn.Sequential(compiled, nn.Linear(2, 2))
+    target = EMATarget(encoder, 0.0)
+    assert list(target.state_dict()) == [
+        "_extra_state", "encoder.0.weight", "encoder.0.bias", "encoder.1.weight", "encoder.1.bias",
+    ]  # fmt: skip
+    with torch.no_grad():
+        encoder[0].weight.add_(1)
+    target.update(encoder)
+    assert torch.equal(target.encoder[0].weight, encoder[0].weight)
+
+
+def test_submodules_keep_the_modes_they_were_copied_with() -> None:
+    encoder = TinyEncoder()
+    encoder.bn1.eval()
+    target = EMATarget(encoder)
+    assert target.training
+    assert target.encoder.training
+    assert not target.encoder.bn1.training

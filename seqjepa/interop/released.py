@@ -60,7 +60,7 @@ def load_released(
         heads: attention heads, the one size the weights do not tell (4 in the paper).
 
     Returns:
-        The model on the CPU, in eval mode and float32 (shorter weights are cast).
+        The model on the CPU, in eval mode and float32 (weights of another precision are cast).
 
     Raises:
         FileNotFoundError: no file there.
@@ -89,7 +89,7 @@ def load_released(
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"The checkpoint does not fit {type(fresh).__name__} as its encoder. {error}") from error
-    return model.eval()
+    return model.float().eval()
 
 
 def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -102,13 +102,19 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{os.fspath(path)} is no checkpoint that can be read safely: only tensors, plain values and "
-            f"argparse.Namespace are let in, and nothing was run. {str(error).splitlines()[0]}"
+            f"argparse.Namespace are let in, and nothing was run. It holds {_blocked(error)}."
         ) from error
     except Exception as error:  # a broken file can fail anywhere inside the reader
         raise ValueError(f"{os.fspath(path)} is truncated or no PyTorch checkpoint: {error}") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"A checkpoint is a mapping with a `model` entry; got {type(checkpoint).__name__}.")
     return checkpoint
+
+
+def _blocked(error: Exception) -> str:
+    """What the safe reader stumbled over, without its advice to read unsafely."""
+    found = re.search(r"GLOBAL (\S+)|(?:class|global) `?([\w.]+\.\w+)", str(error))
+    return next(group for group in found.groups() if group) if found else "what is no pickle of those"
 
 
 def _model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -146,12 +152,15 @@ def _parts(weights: dict[str, Tensor], heads: int) -> tuple[dict[str, Tensor], n
     try:
         dim = len(weights["predictor.0.weight" if linear else "predictor.3.weight"])
         width, predictor_width = weights["agg_token"].shape[-1], weights["predictor.0.weight"].shape[1]
-        depth = 1 + max(int(m[1]) for key in weights if (m := re.search(r"encoder\.layers\.(\d+)\.", key)))
+        layers = {int(m[1]) for key in weights if (m := re.search(r"encoder\.layers\.(\d+)\.", key))}
+        depth = len(layers)
         mlp_ratio = len(weights["transformer_encoder.transformer_encoder.layers.0.linear1.weight"]) // width
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise ValueError(
             f"The checkpoint lacks weights of a transformer over [AGG]; it has {_listed(weights)}."
         ) from error
+    if layers != set(range(depth)):
+        raise ValueError(f"The checkpoint's layers must be numbered from 0 without a gap; got {sorted(layers)[:12]}.")
     embed_dim = predictor_width - width
     if width - dim != embed_dim or embed_dim < 0:
         raise ValueError(
@@ -165,6 +174,8 @@ def _parts(weights: dict[str, Tensor], heads: int) -> tuple[dict[str, Tensor], n
         # The PLS model keeps an embedder it never uses when it is trained without actions.
         state = {key: value for key, value in state.items() if not key.startswith("embedder.")}
     elif projection is not None:
+        if projection.ndim != 2 or projection.shape[1] < 1:
+            raise ValueError(f"action_proj.0.weight must be (E, A); got shape {tuple(projection.shape)}.")
         embedder = ActionEmbedder(projection.shape[1], len(projection))
     else:
         embedder = RawActions(embed_dim)
@@ -184,9 +195,9 @@ def _our_name(key: str) -> str | None:
     if key == "agg_token":
         return "aggregator.token"
     head, _, rest = key.partition(".")
-    if head == "encoder" and not rest.startswith("fc."):
+    if head == "encoder":
         return key
-    if head == "target_encoder" and not rest.startswith("fc."):
+    if head == "target_encoder":
         return f"target.encoder.{rest}"
     if head == "predictor":
         return f"predictor.layers.{rest}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqjepa import RawActions, SeqJEPA, StopGradientTarget
 from seqjepa.interop import load_released
-from tests.interop.test_released import FILES, RAW, RECORDINGS, cases, encoder_of, recording
+from tests.interop.test_released import FILES, RAW, RECORDINGS, case_inputs, cases, encoder_of, recording
 
 CLOSE: Any = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -171,3 +171,28 @@ def test_dropout_has_the_recorded_strength() -> None:
     error = (recorded["loss_std"] ** 2 / recorded["n"] + losses.var() / len(losses)).sqrt()
     assert abs(losses.mean() - recorded["loss_mean"]) < 4 * error
     assert losses.std().item() == pytest.approx(recorded["loss_std"].item(), rel=0.25)
+
+
+def undeparted() -> list[Any]:
+    """Recorded training cases in which none of our departures plays a part: without actions, or with one view."""
+    found = []
+    for parameter in cases([name for name in FILES if name not in RAW], "train"):
+        name, index = parameter.values
+        meta = recording(name)["cases"][index]["meta"]
+        if "nocond" in name or meta["seq_len"] == 1:
+            found.append(parameter)
+    return found
+
+
+@pytest.mark.parametrize(("name", "index"), undeparted())
+def test_our_own_forward_trains_as_the_release_where_no_departure_comes_in(name: str, index: int) -> None:
+    rec = recording(name)
+    case = rec["cases"][index]
+    model = training_model(rec, rec["state_dict"])
+    out = model(*case_inputs(rec, case["meta"]))
+    out.loss.backward()
+    torch.testing.assert_close(out.loss, case["loss"], **CLOSE)
+    torch.testing.assert_close(out.state, case["agg_out"], **CLOSE)
+    torch.testing.assert_close(out.z, case["enc_obs"], **CLOSE)
+    torch.testing.assert_close(out.target, case["enc_target"], **CLOSE)
+    torch.testing.assert_close(out.prediction, case["pred_out"], **CLOSE)
