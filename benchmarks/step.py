@@ -6,6 +6,8 @@ weights), taken in turns in one process so that both see the same machine. Then 
 
     python benchmarks/step.py                    # ResNet-18 at 32, 64 and 128 px
     python benchmarks/step.py --batch 256        # more sources a step
+
+On a CPU, page faults cloud the ratio unless the allocator keeps its memory: docs/speed.md says how to tell it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import nn
 
 from seqjepa import SeqJEPA
+from seqjepa.functional import cosine_distance
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -57,6 +60,7 @@ def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: boo
     encoder, frozen = copy.deepcopy(model.encoder), copy.deepcopy(model.target.encoder)
     views = torch.rand(batch, observed + 1, 3, side, side, device=device)
     actions = torch.randn(batch, observed, 4, device=device)
+    goal = torch.randn(batch * observed, 512, device=device)
     seen, last = views[:, :-1].flatten(0, 1).contiguous(), views[:, -1].contiguous()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
@@ -75,7 +79,7 @@ def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: boo
         with autocast:
             with torch.no_grad():
                 frozen(last)
-            loss = encoder(seen).square().mean()
+            loss = cosine_distance(encoder(seen), goal).mean()
         loss.backward()
         encoder_optimizer.step()
         encoder_optimizer.zero_grad()

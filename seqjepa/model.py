@@ -218,11 +218,12 @@ class SeqJEPA(PretrainedModule):
             )
         last = None if mask is None else _last_true(mask, actions)
 
+        # The target first: what it computes with is free again before the encoder keeps its activations for backward.
+        target = self.target(_take(views, None if last is None else last + 1))  # (B, D)
         z = self.encode(views[:, :-1])  # (B, T, D)
         e = self.embed(actions)  # (B, T, E)
         state = self.aggregate(z, e[:, :-1], mask)  # (B, S)
         prediction = self.predict(state, _take(e, last))  # (B, D)
-        target = self.target(_take(views, None if last is None else last + 1))  # (B, D)
 
         loss, terms = self.loss(prediction, target, z, mask)
         return SeqJEPAOutput(loss, prediction, target, state, z, terms)
