@@ -69,8 +69,8 @@ class PretrainedModule(nn.Module):
             The missing and the unexpected keys, as `torch.nn.Module.load_state_dict` does.
 
         Raises:
-            RuntimeError: a weight of another shape or kind or, if strict, one missing or unknown. (A parent module
-            that loads its children by itself gives PyTorch's own guarantees.)
+            RuntimeError: a weight of another shape or kind or, if strict, one missing or unknown. A parent module loads
+                its children by itself, with PyTorch's own guarantees.
         """
         ours, theirs = self.state_dict(), {str(k).replace(COMPILED, ""): v for k, v in state_dict.items()}
         shared = sorted(ours.keys() & theirs.keys())

@@ -290,9 +290,9 @@ def test_a_hostile_file_is_refused_and_runs_nothing(how: str, tmp_path: Path) ->
     if how == "zip":
         torch.save({"model": hostile}, path)
     else:
-        path.write_bytes(pickle.dumps({"model": hostile}))
+        path.write_bytes(pickle.dumps({"model": hostile}, protocol=2))
     with pytest.raises(
-        ValueError, match=r"nothing was run\. It holds (\w+\.mkdir|what is no pickle of those)\.$"
+        ValueError, match=r"nothing was run\. It holds \w+\.mkdir\.$"
     ) as error:
         load_released(path)
     assert "weights_only" not in str(error.value)
