@@ -291,9 +291,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(how: str, tmp_path: Path) ->
         torch.save({"model": hostile}, path)
     else:
         path.write_bytes(pickle.dumps({"model": hostile}, protocol=2))
-    with pytest.raises(
-        ValueError, match=r"nothing was run\. It holds \w+\.mkdir\.$"
-    ) as error:
+    with pytest.raises(ValueError, match=r"nothing was run\. It holds \w+\.mkdir\.$") as error:
         load_released(path)
     assert "weights_only" not in str(error.value)
     assert not (tmp_path / "ran").exists()
