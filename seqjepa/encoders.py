@@ -63,7 +63,7 @@ def timm_encoder(
             "one, or call seqjepa.encoders.with_cifar_stem(encoder) on the pretrained encoder to lose them knowingly."
         )
     options = dict(timm_options)
-    config = None if ":" in name else get_pretrained_cfg(name)
+    config = get_pretrained_cfg(name)  # None for a name of a hub
     if img_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = img_size
     encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)

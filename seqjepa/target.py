@@ -196,9 +196,10 @@ def _pairs(kind: str, mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[
             f"The target follows the encoder it was copied from; the {kind} of the one given differ in number or shape "
             f"({len(copies)} here, {len(online)} there). Build a new EMATarget for a new encoder."
         )
-    for t, o in zip(copies, online, strict=True):
+    pairs = list(zip(copies, online, strict=True))
+    for t, o in pairs:
         if t.device != o.device:
             raise ValueError(
                 f"Target and encoder must lie on one device; got {t.device} and {o.device}. Move the target with .to()."
             )
-    return list(zip(copies, online, strict=True))
+    return pairs

@@ -125,6 +125,8 @@ def test_another_dtype_or_device_is_refused() -> None:
         ValueError, match=r"actions must lie where the weights do, on cpu; got meta.*actions\.to\('cpu'\)"
     ):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3, device="meta"))
+    with pytest.raises(TypeError, match=r"weights, torch\.float32; got torch\.bfloat16.*or run under torch\.autocast"):
+        ActionEmbedder(3, 8)(torch.randn(2, 5, 3).bfloat16())
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"got torch\.float64"):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3).double())
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"weights, torch\.float64"):

@@ -55,6 +55,11 @@ def test_names_options_and_sizes_are_handed_to_timm(monkeypatch: pytest.MonkeyPa
 def test_the_encoder_remembers_how_it_was_made() -> None:
     spec = timm_encoder("resnet18", cifar_stem=True, in_chans=1).timm_spec
     assert spec == {"name": "resnet18", "cifar_stem": True, "img_size": None, "in_chans": 1}
+    assert timm_encoder("resnet10t", img_size=64).timm_spec == {
+        "name": "resnet10t",
+        "cifar_stem": False,
+        "img_size": 64,
+    }
 
 
 def test_the_resnet_starts_with_zero_initialised_residuals() -> None:
@@ -150,19 +155,27 @@ def test_the_stem_is_remembered_when_it_is_swapped_by_hand() -> None:
     assert encoder.timm_spec["cifar_stem"] is True
 
 
+def test_the_stem_is_swapped_in_an_encoder_from_elsewhere() -> None:
+    import timm
+
+    encoder: Any = with_cifar_stem(timm.create_model("resnet18", num_classes=0))
+    assert encoder.conv1.kernel_size == (3, 3)
+    assert not hasattr(encoder, "timm_spec")
+
+
 # --- bad input ---
 
 
 def test_a_classifier_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"has no classifier, num_classes is always 0; got it as an option\. Leave it out"
+        ValueError, match=r"^An encoder has no classifier, num_classes is always 0; got it as an option\. Leave it out"
     ):
         timm_encoder("resnet18", num_classes=10)
 
 
 def test_near_matches_are_found_behind_tags_and_owners() -> None:
     with pytest.raises(ValueError, match=r"Near matches: resnet18"):
-        timm_encoder("timm/resnet1.a1_in1k")
+        timm_encoder("somebody-with-a-long-name/resnet1.a1_in1k")
 
 
 def test_unknown_names_are_answered_with_near_matches() -> None:
