@@ -65,8 +65,10 @@ def check_like(name: str, tensor: Tensor, weight: Tensor | None, *, lower_precis
             f"{name} must lie where the weights do, on {weight.device}; got {tensor.device}. "
             f"Move one of them: {name}.to({str(weight.device)!r})."
         )
+    if tensor.dtype == weight.dtype:
+        return
     meets = torch.float64 not in (tensor.dtype, weight.dtype) and (lower_precision_too or _autocasts(tensor))
-    if tensor.dtype != weight.dtype and not meets:
+    if not meets:
         raise TypeError(
             f"{name} must have the dtype of the weights, {weight.dtype}; got {tensor.dtype}. "
             f"Convert with {name}.to({weight.dtype}), or run under torch.autocast."
@@ -74,8 +76,7 @@ def check_like(name: str, tensor: Tensor, weight: Tensor | None, *, lower_precis
 
 
 def _autocasts(tensor: Tensor) -> bool:
-    device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
 def is_compiled(module: nn.Module) -> bool:

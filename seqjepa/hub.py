@@ -194,7 +194,9 @@ def _hub_class() -> Any:
         @classmethod
         def _from_pretrained(  # type: ignore[override]
             cls, *, model_id: str, revision: Any, cache_dir: Any, force_download: bool, local_files_only: bool,
-            token: Any, model_class: Any, **parts: Any,
+            token: Any, model_class: Any,
+            proxies: Any = None, resume_download: Any = None,  # of huggingface_hub before 1.0
+            **parts: Any,
         ) -> Any:  # fmt: skip
             from huggingface_hub import hf_hub_download
 

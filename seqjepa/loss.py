@@ -80,7 +80,7 @@ class SeqJEPALoss(nn.Module):
                 )
             penalty, parts = self.regularizer(z, mask)
             loss = loss + penalty
-            terms |= parts
+            terms = {**terms, **parts}
         return LossOutput(loss, terms)
 
 
