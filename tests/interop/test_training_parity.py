@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqjepa import RawActions, SeqJEPA, StopGradientTarget
+from seqjepa import RawActions, SeqJEPA, SeqJEPAOutput, StopGradientTarget
 from seqjepa.interop import load_released
 from tests.interop.test_released import FILES, RAW, RECORDINGS, case_inputs, cases, encoder_of, recording
 
@@ -63,6 +63,14 @@ def released_forward(model: SeqJEPA, kind: str, x: dict[str, Tensor], relative: 
     return Released(model.loss(prediction, target).loss, state, z, target, prediction, tokens)
 
 
+def assert_recorded_outputs(out: Released | SeqJEPAOutput, case: dict[str, Any]) -> None:
+    torch.testing.assert_close(out.loss, case["loss"], **CLOSE)
+    torch.testing.assert_close(out.state, case["agg_out"], **CLOSE)
+    torch.testing.assert_close(out.z, case["enc_obs"], **CLOSE)
+    torch.testing.assert_close(out.target, case["enc_target"], **CLOSE)
+    torch.testing.assert_close(out.prediction, case["pred_out"], **CLOSE)
+
+
 def training_model(rec: dict[str, Any], state_dict: dict[str, Tensor]) -> SeqJEPA:
     model = load_released(state_dict, encoder=encoder_of(rec["config"])).train()
     for module in model.modules():
@@ -93,11 +101,7 @@ def test_train_mode_reproduces_outputs_gradients_and_statistics(name: str, index
     out = released_forward(model, rec["config"]["kind"], x, case["meta"]["rel_latents_given"])
     out.loss.backward()
 
-    torch.testing.assert_close(out.loss, case["loss"], **CLOSE)
-    torch.testing.assert_close(out.state, case["agg_out"], **CLOSE)
-    torch.testing.assert_close(out.z, case["enc_obs"], **CLOSE)
-    torch.testing.assert_close(out.target, case["enc_target"], **CLOSE)
-    torch.testing.assert_close(out.prediction, case["pred_out"], **CLOSE)
+    assert_recorded_outputs(out, case)
     assert ("tokens_in" in case) == ("buffers_after" in case) == ("grads" in case)  # the full cases
     if "tokens_in" in case:
         torch.testing.assert_close(out.tokens, case["tokens_in"][:, 1:], **CLOSE)
@@ -191,8 +195,4 @@ def test_our_own_forward_trains_as_the_release_where_no_departure_comes_in(name:
     model = training_model(rec, rec["state_dict"])
     out = model(*case_inputs(rec, case["meta"]))
     out.loss.backward()
-    torch.testing.assert_close(out.loss, case["loss"], **CLOSE)
-    torch.testing.assert_close(out.state, case["agg_out"], **CLOSE)
-    torch.testing.assert_close(out.z, case["enc_obs"], **CLOSE)
-    torch.testing.assert_close(out.target, case["enc_target"], **CLOSE)
-    torch.testing.assert_close(out.prediction, case["pred_out"], **CLOSE)
+    assert_recorded_outputs(out, case)
