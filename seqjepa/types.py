@@ -29,12 +29,15 @@ class ViewSequence(NamedTuple):
     Attributes:
         views: (B, T+1, C, H, W), float in [0, 1].
         actions: (B, T, A); `actions[:, t]` takes view t to view t+1.
-        parameters: the absolute transformation of each view, (B, T+1, …), where the source of the views knows it.
+        parameters: the absolute transformation of each view, where the source of the views knows it: a tensor
+            (B, T+1, …), or a NamedTuple of such tensors.
+        labels: (B,) class of each source, where it is known.
+        group: the [group][seqjepa.groups.Group] that the actions are elements of, where it is known.
 
     Examples:
         >>> import torch
         >>> batch = ViewSequence(torch.rand(8, 4, 3, 32, 32), torch.randn(8, 3, 4))
-        >>> views, actions, _ = batch
+        >>> views, actions, *_ = batch
         >>> views.shape[1] - actions.shape[1]
         1
     """
@@ -42,6 +45,8 @@ class ViewSequence(NamedTuple):
     views: Float[Tensor, "B views *image"]
     actions: Float[Tensor, "B T A"]
     parameters: Any = None
+    labels: Tensor | None = None
+    group: Any = None
 
 
 class SeqJEPAOutput(NamedTuple):

@@ -1,0 +1,114 @@
+"""What every group of actions can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seqjepa._checks import check_floating, check_tensor
+
+__all__ = ["Group", "check_elements", "check_values"]
+
+
+class Group(ABC):
+    """A group of actions: how two views differ, how actions follow one another, and how far apart two of them are.
+
+    For parameters t of views and actions a, b (and however many axes in front, which broadcast):
+
+    - `apply(t0, relative(t0, t1)) = t1`;
+    - `compose(relative(t0, t1), relative(t1, t2)) = relative(t0, t2)`: first the one, then the other;
+    - `compose` is associative, `compose(a, inverse(a)) = identity()`;
+    - `distance(a, b) = 0` just where a and b are the same action.
+
+    A group of your own subclasses this and defines the abstract methods and `dim`.
+
+    Examples:
+        >>> import torch
+        >>> from seqjepa.groups import Rotation2D
+        >>> group = Rotation2D()
+        >>> angles = torch.tensor([[0.0], [2.0], [4.0], [6.0]])                # of four views, radians
+        >>> group.actions(angles).flatten()                                    # three times two radians
+        tensor([2., 2., 2.])
+        >>> group.path_composition(group.actions(angles))                      # from the first view to the last
+        tensor([-0.2832])
+    """
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Numbers in an action, and in the parameters of a view."""
+
+    @abstractmethod
+    def identity(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Float[Tensor, "A"]:
+        """The action that changes nothing, (A,)."""
+
+    @abstractmethod
+    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """The action that takes a view of parameters t0 to one of parameters t1."""
+
+    @abstractmethod
+    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """The parameters of the view to which the action leads."""
+
+    @abstractmethod
+    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """The action that does what `a` and then `b` do."""
+
+    @abstractmethod
+    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """The action that leads back."""
+
+    @abstractmethod
+    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+        """How far apart two actions are, at least 0, in the units that the group states."""
+
+    @abstractmethod
+    def describe(self, a: Float[Tensor, "A"]) -> str:
+        """One action in words and plain units, for a picture's caption."""
+
+    def actions(self, parameters: Float[Tensor, "*B views A"]) -> Float[Tensor, "*B T A"]:
+        """The actions between consecutive views, (…, T+1, A) → (…, T, A)."""
+        self._check(parameters=parameters)
+        return self.relative(parameters[..., :-1, :], parameters[..., 1:, :])
+
+    def path_composition(self, actions: Float[Tensor, "*B T A"]) -> Float[Tensor, "*B A"]:
+        """The one action that a path of actions amounts to, (…, T, A) → (…, A): what path integration must predict.
+
+        It leads from the view before the path to the view after it; no actions amount to the identity.
+        """
+        self._check(actions=actions)
+        if actions.ndim < 2:
+            raise ValueError(f"A path of actions has the axes (…, T, A); got shape {tuple(actions.shape)}.")
+        identity = self.identity(dtype=actions.dtype, device=actions.device)
+        total = identity.expand(actions[..., :0, :].sum(dim=-2).shape)
+        for t in range(actions.shape[-2]):
+            total = self.compose(total, actions[..., t, :])
+        return total
+
+    def _check(self, **elements: Tensor) -> None:
+        check_elements(type(self).__name__, self.dim, **elements)
+
+
+def check_elements(group: str, dim: int, **elements: Tensor) -> None:
+    """Raise unless each is a floating tensor whose last axis has `dim` numbers."""
+    for name, element in elements.items():
+        check_tensor(name, element)
+        if element.ndim == 0 or element.shape[-1] != dim:
+            raise ValueError(
+                f"{name} must hold the {dim} number{'s' * (dim != 1)} of {group} along the last axis; "
+                f"got shape {tuple(element.shape)}."
+            )
+        check_floating(name, element)
+
+
+def check_values(valid: Tensor, message: str) -> None:
+    """Raise with `message` unless all are valid. Reads the values: one synchronisation, and none inside a graph."""
+    if torch.compiler.is_compiling() or valid.is_meta:
+        return
+    if not bool(valid.all()):
+        raise ValueError(message)

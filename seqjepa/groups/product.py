@@ -1,0 +1,124 @@
+"""Several groups side by side, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seqjepa.groups.base import Group
+
+__all__ = ["Product"]
+
+
+@dataclass(frozen=True)
+class Product(Group):
+    """Several groups at once: an action holds the numbers of each, in the order of their names.
+
+    Args:
+        groups: name → group, at least one.
+
+    Shapes:
+        parameters and actions (…, sum of the parts' dim). Distances (…): the Euclidean length of the parts' distances,
+        whose units may differ; `distances` keeps them apart.
+
+    Raises:
+        ValueError: no groups; another last axis; parts that are missing or unknown.
+        TypeError: a part that is not a Group; not a floating-point tensor.
+
+    Examples:
+        >>> import torch
+        >>> from seqjepa.groups import Hue, Product, Rotation3D
+        >>> group = Product({"rotation": Rotation3D(), "floor_hue": Hue(), "light_hue": Hue()})
+        >>> group.dim, group.columns("floor_hue")
+        (6, slice(4, 5, None))
+        >>> group.split(group.identity())["rotation"]
+        tensor([0., 0., 0., 1.])
+        >>> group.describe(group.identity())
+        'rotation 0° about (+0.0, +0.0, +0.0); floor_hue hue +0°; light_hue hue +0°'
+    """
+
+    groups: Mapping[str, Group]
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("A Product needs at least one group, by name; got none.")
+        for name, group in self.groups.items():
+            if not isinstance(group, Group):
+                raise TypeError(
+                    f"The part {name!r} of a Product must be a seqjepa.groups.Group; got {type(group).__name__}."
+                )
+
+    @property
+    def dim(self) -> int:
+        """The sum of the parts' dim."""
+        return sum(group.dim for group in self.groups.values())
+
+    def columns(self, name: str) -> slice:
+        """Which numbers of an action are this part's."""
+        if name not in self.groups:
+            raise ValueError(f"Unknown part {name!r}; this Product has {', '.join(map(repr, self.groups))}.")
+        start = 0
+        for part, group in self.groups.items():
+            if part == name:
+                break
+            start += group.dim
+        return slice(start, start + self.groups[name].dim)
+
+    def split(self, element: Float[Tensor, "*B A"]) -> dict[str, Tensor]:
+        """Actions or parameters by part."""
+        self._check(element=element)
+        return {name: element[..., self.columns(name)] for name in self.groups}
+
+    def join(self, parts: Mapping[str, Tensor]) -> Float[Tensor, "*B A"]:
+        """The parts' actions or parameters, (…, dim of the part) each, side by side."""
+        if parts.keys() != self.groups.keys():
+            raise ValueError(
+                f"A Product of {', '.join(map(repr, self.groups))} is joined of exactly these parts; "
+                f"got {', '.join(map(repr, parts)) or 'none'}."
+            )
+        return torch.cat([parts[name] for name in self.groups], dim=-1)
+
+    def identity(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Float[Tensor, "A"]:
+        """The parts' identities."""
+        return torch.cat([group.identity(dtype=dtype, device=device) for group in self.groups.values()])
+
+    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """Part by part."""
+        return self._by_part("relative", t0, t1)
+
+    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """Part by part."""
+        return self._by_part("apply", t, a)
+
+    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """Part by part."""
+        return self._by_part("compose", a, b)
+
+    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """Part by part."""
+        return self._by_part("inverse", a)
+
+    def distances(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> dict[str, Tensor]:
+        """The distance of each part, (…), in the part's own units."""
+        first, second = self.split(a), self.split(b)
+        return {name: group.distance(first[name], second[name]) for name, group in self.groups.items()}
+
+    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+        """The Euclidean length of the parts' distances."""
+        return torch.linalg.vector_norm(torch.stack(list(self.distances(a, b).values()), dim=-1), dim=-1)
+
+    def describe(self, a: Float[Tensor, "A"]) -> str:
+        """Each part by name."""
+        parts = self.split(a)
+        return "; ".join(f"{name} {group.describe(parts[name])}" for name, group in self.groups.items())
+
+    def _by_part(self, operation: str, *elements: Tensor) -> Tensor:
+        split = [self.split(element) for element in elements]
+        parts = {name: getattr(g, operation)(*(s[name] for s in split)) for name, g in self.groups.items()}
+        return self.join(parts)

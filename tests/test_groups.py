@@ -1,0 +1,334 @@
+"""The laws of groups of actions, over random elements, near the identity and at half turns, in both precisions."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from seqjepa.groups import Crop, Flip, Group, Hue, Product, Rotation2D, Rotation3D, Scale, Translation
+from seqjepa.groups.rotations import canonical, multiply
+
+N = 64
+EXAMPLE = Product({"turn": Rotation2D(), "pose": Rotation3D(), "hue": Hue(), "size": Scale(), "window": Crop()})
+GROUPS: list[Group] = [
+    Translation(1), Translation(3), Rotation2D(), Rotation2D(2), Hue(), Scale(2), Flip(), Crop(), Rotation3D(), EXAMPLE,
+]  # fmt: skip
+
+
+def quaternions(g: torch.Generator, dtype: torch.dtype, kind: str) -> Tensor:
+    """Random ones; ones a hair from the identity; half turns, w = 0 exactly. Of either sign."""
+    q = torch.randn(N, 4, generator=g, dtype=dtype)
+    if kind == "small":
+        q = q * torch.tensor([1e-4, 1e-4, 1e-4, 0.0], dtype=dtype) + torch.tensor([0.0, 0, 0, 1], dtype=dtype)
+    if kind == "half turns":
+        q[:, 3] = 0
+        q[::3, 0] = 0
+        q[::4, 1] = 0
+    sign = torch.randint(2, (N, 1), generator=g) * 2 - 1
+    return q / q.norm(dim=-1, keepdim=True) * sign
+
+
+def parameters(group: Group, g: torch.Generator, dtype: torch.dtype, kind: str) -> Tensor:
+    """(N, dim) parameters of views."""
+    if isinstance(group, Product):
+        return group.join({name: parameters(part, g, dtype, kind) for name, part in group.groups.items()})
+    if isinstance(group, Rotation3D):
+        return quaternions(g, dtype, kind)
+    normal = torch.randn(N, group.dim, generator=g, dtype=dtype) * (1e-4 if kind == "small" else 1)
+    bits = torch.randint(2, (N, 1), generator=g).to(dtype)
+    if isinstance(group, Flip):
+        return bits
+    if isinstance(group, Scale):
+        return normal.exp()
+    if isinstance(group, Crop):
+        return torch.cat([normal[:, :2], normal[:, 2:4].exp(), bits], dim=-1)
+    if isinstance(group, Rotation2D | Hue):
+        period = 1.0 if isinstance(group, Hue) else 2 * math.pi
+        if kind == "half turns":
+            return torch.randint(-3, 4, (N, group.dim), generator=g).to(dtype) * (period / 2)
+        return normal * period
+    return normal
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return 2e-4 if dtype == torch.float32 else 1e-9
+
+
+def near(group: Group, a: Tensor, b: Tensor) -> None:
+    """The same action, by the group's own distance."""
+    distance = group.distance(a, b)
+    assert distance.shape == torch.broadcast_shapes(a.shape, b.shape)[:-1]
+    assert (distance >= 0).all()
+    assert distance.max() < tolerance(a.dtype), distance.max()
+
+
+law = pytest.mark.parametrize("group", GROUPS, ids=lambda group: type(group).__name__ + str(group.dim))
+kinds = pytest.mark.parametrize("kind", ["random", "small", "half turns"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["32", "64"])
+
+
+@law
+@kinds
+@dtypes
+@given(seed=st.integers(0, 2**31))
+def test_actions_obey_the_laws_of_a_group(group: Group, kind: str, dtype: torch.dtype, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    t0, t1, t2, t3 = (parameters(group, g, dtype, kind) for _ in range(4))
+    a, b, c = group.relative(t0, t1), group.relative(t1, t2), group.relative(t2, t3)
+    e = group.identity(dtype=dtype)
+    assert e.shape == (group.dim,)
+    assert a.dtype == e.dtype == dtype
+
+    there = group.apply(t0, a)  # apply(t0, relative(t0, t1)) = t1
+    near(group, group.relative(t1, there), e)
+    near(group, group.relative(t0, t0), e)
+    near(group, group.compose(a, b), group.relative(t0, t2))
+    near(group, group.compose(group.compose(a, b), c), group.compose(a, group.compose(b, c)))
+    near(group, group.compose(a, e), a)
+    near(group, group.compose(e, a), a)
+    near(group, group.compose(a, group.inverse(a)), e)
+    near(group, group.compose(group.inverse(a), a), e)
+    near(group, group.inverse(a), group.relative(t1, t0))
+    near(group, group.inverse(group.inverse(a)), a)
+    near(group, group.apply(group.apply(t0, a), b), group.apply(t0, group.compose(a, b)))
+
+    path = torch.stack([t0, t1, t2, t3], dim=-2)
+    torch.testing.assert_close(group.actions(path), torch.stack([a, b, c], dim=-2), rtol=0, atol=0)
+    near(group, group.path_composition(group.actions(path)), group.relative(t0, t3))
+
+    torch.testing.assert_close(group.distance(a, b), group.distance(b, a), rtol=1e-3, atol=tolerance(dtype))
+    assert (group.distance(a, c) <= group.distance(a, b) + group.distance(b, c) + tolerance(dtype)).all()
+    assert isinstance(group.describe(a[0]), str)
+
+
+@law
+@kinds
+def test_gradients_are_finite(group: Group, kind: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    t0 = parameters(group, g, torch.float32, kind).requires_grad_()
+    t1 = parameters(group, g, torch.float32, kind)
+    a = group.relative(t0, t1)
+    outputs = [
+        group.apply(t0, a), group.compose(a, a), group.inverse(a), group.distance(a, group.relative(t1, t0)),
+        group.distance(a, a), group.path_composition(a.expand(3, *a.shape)),
+    ]  # fmt: skip
+    loss = torch.stack([output.square().sum() for output in outputs]).sum()
+    gradient = torch.autograd.grad(loss, t0)[0]
+    assert gradient.isfinite().all()
+
+
+@law
+def test_leading_axes_broadcast_and_an_empty_path_is_the_identity(group: Group) -> None:
+    g = torch.Generator().manual_seed(0)
+    t = parameters(group, g, torch.float32, "random")
+    assert group.relative(t[0], t.unflatten(0, (8, 8))).shape == (8, 8, group.dim)
+    empty = group.path_composition(t.unflatten(0, (8, 8))[:, :0])
+    torch.testing.assert_close(empty, group.identity().expand(8, group.dim))
+
+
+@dtypes
+@given(seed=st.integers(0, 2**31))
+def test_circular_actions_are_canonical(dtype: torch.dtype, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    t0, t1 = torch.randn(2, 200, 1, generator=g, dtype=dtype) * 100
+    for group, period in ((Rotation2D(), 2 * math.pi), (Hue(), 1.0)):
+        a = group.relative(t0, t1)
+        assert (a >= -period / 2 - 1e-6).all()
+        assert (a < period / 2).all()
+        turns = (t1 - t0 - a) / period
+        torch.testing.assert_close(turns, turns.round(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("group", [Rotation2D(), Hue()], ids=["Rotation2D", "Hue"])
+@dtypes
+def test_what_lies_at_the_seam_of_the_circle_falls_on_one_side(group: Group, dtype: torch.dtype) -> None:
+    half = 0.5 if isinstance(group, Hue) else math.pi
+    seam = torch.tensor([[half], [-half], [3 * half], [-half - 1e-9], [-half * (1 + 1e-7)]], dtype=dtype)
+    a = group.relative(torch.zeros_like(seam), seam)
+    assert (a < half).all()
+    assert (group.distance(a, torch.full_like(a, -half)) < 1e-6).all()
+    tiny = torch.tensor([[1e-8], [-1e-8]], dtype=dtype)
+    assert torch.equal(group.relative(torch.zeros_like(tiny), tiny), tiny)
+
+
+@kinds
+@dtypes
+@given(seed=st.integers(0, 2**31))
+def test_rotations_agree_with_scipy(kind: str, dtype: torch.dtype, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q0, q1 = quaternions(g, dtype, kind), quaternions(g, dtype, kind)
+    r0, r1 = Rotation.from_quat(q0.double().numpy()), Rotation.from_quat(q1.double().numpy())
+    group, atol = Rotation3D(), tolerance(dtype)
+
+    def same(q: Tensor, rotation: Rotation) -> None:
+        assert (q[:, 3] >= 0).all()
+        angle = (Rotation.from_quat(q.double().numpy()).inv() * rotation).magnitude()
+        assert angle.max() < 1e-3 if dtype == torch.float32 else angle.max() < 1e-7
+
+    same(group.relative(q0, q1), r0.inv() * r1)
+    same(group.compose(q0, q1), r0 * r1)
+    same(group.inverse(q0), r0.inv())
+    np.testing.assert_allclose(group.distance(q0, q1).numpy(), (r0.inv() * r1).magnitude(), atol=5 * atol)
+    np.testing.assert_allclose(Rotation3D.to_matrix(q0).numpy(), r0.as_matrix(), atol=atol)
+    same(Rotation3D.from_matrix(Rotation3D.to_matrix(q0)), r0)
+    same(Rotation3D.from_6d(Rotation3D.to_6d(q0)), r0)
+    angles = torch.randn(N, 3, generator=g, dtype=dtype) * 2
+    same(Rotation3D.from_euler(angles), Rotation.from_euler("xyz", angles.double().numpy()))
+
+
+@given(seed=st.integers(0, 2**31))
+def test_the_relative_rotation_is_that_of_the_matrices(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q0, q1 = quaternions(g, torch.float64, "random"), quaternions(g, torch.float64, "random")
+    product = Rotation3D.to_matrix(q0).mT @ Rotation3D.to_matrix(q1)
+    torch.testing.assert_close(Rotation3D.to_matrix(Rotation3D().relative(q0, q1)), product)
+
+
+@kinds
+def test_both_signs_of_a_quaternion_are_one_action(kind: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    q0, q1 = quaternions(g, torch.float32, kind), quaternions(g, torch.float32, kind)
+    group = Rotation3D()
+    for flipped in (group.relative(-q0, q1), group.relative(q0, -q1), group.relative(-q0, -q1)):
+        assert torch.equal(flipped, group.relative(q0, q1))
+    a = group.relative(q0, q1)
+    assert (a[:, 3] >= 0).all()
+    assert not torch.signbit(a[a == 0]).any()
+    torch.testing.assert_close(group.distance(q0, -q0), torch.zeros(N), rtol=0, atol=1e-3)
+    half = canonical(torch.tensor([[0.0, -1.0, 0.0, 0.0], [-0.6, 0.8, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]]))
+    expected = torch.tensor([[0.0, 1, 0, 0], [0.6, -0.8, 0, 0], [0, 0, 1, 0]])
+    assert torch.equal(half, expected)
+
+
+def test_the_geodesic_is_precise_near_no_turn_and_near_half_a_turn() -> None:
+    angle = torch.tensor([1e-6, 1e-3, 1.0, math.pi - 1e-3, math.pi])
+    q = torch.stack([(angle / 2).sin(), angle * 0, angle * 0, (angle / 2).cos()], dim=-1)
+    torch.testing.assert_close(Rotation3D().distance(q, Rotation3D().identity()), angle, rtol=1e-5, atol=1e-7)
+
+
+def test_a_long_path_of_rotations_keeps_its_length() -> None:
+    path = Rotation3D.random(500, generator=torch.Generator().manual_seed(0))
+    total = Rotation3D().path_composition(path)
+    torch.testing.assert_close(total.norm(), torch.tensor(1.0))
+    expected = Rotation.identity()
+    for q in path.double().numpy():
+        expected = expected * Rotation.from_quat(q)
+    assert (Rotation.from_quat(total.double().numpy()).inv() * expected).magnitude() < 1e-3
+
+
+def test_random_rotations_are_uniform_and_one_seed_gives_one_draw() -> None:
+    q = Rotation3D.random(20_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(q, Rotation3D.random(20_000, generator=torch.Generator().manual_seed(0)))
+    # Haar: a rotated vector is uniform on the sphere, and the angle has the density (1 − cos θ) / π.
+    turned = Rotation3D.to_matrix(q) @ torch.tensor([0.0, 0.0, 1.0])
+    torch.testing.assert_close(turned.T @ turned / len(q), torch.eye(3) / 3, rtol=0, atol=0.02)
+    angle = Rotation3D().distance(q, Rotation3D().identity())
+    torch.testing.assert_close(angle.mean(), torch.tensor(math.pi / 2 + 2 / math.pi), rtol=0, atol=0.02)
+
+
+def test_a_matrix_turns_vectors_as_the_quaternion_does() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, v = quaternions(g, torch.float64, "random"), torch.randn(N, 3, generator=g, dtype=torch.float64)
+    pure = torch.cat([v, torch.zeros(N, 1, dtype=torch.float64)], dim=-1)
+    conjugated = multiply(multiply(q, pure), q * torch.tensor([-1.0, -1, -1, 1]))
+    torch.testing.assert_close((Rotation3D.to_matrix(q) @ v[..., None]).squeeze(-1), conjugated[:, :3])
+
+
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 10))
+def test_a_crops_action_depends_on_no_unit_and_no_place(seed: int, scale: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    t0, t1 = (parameters(Crop(), g, torch.float64, "random") for _ in range(2))
+    a = Crop().relative(t0, t1)
+    unit = torch.tensor([scale, scale, scale, scale, 1], dtype=torch.float64)
+    moved = torch.tensor([3, -2, 0, 0, 0], dtype=torch.float64)
+    torch.testing.assert_close(Crop().relative(t0 * unit + moved, t1 * unit + moved), a)
+
+
+def test_a_mirrored_window_sees_its_neighbour_on_the_other_side() -> None:
+    here, right = torch.tensor([0.0, 0, 2, 4, 0]), torch.tensor([0.0, 1, 2, 4, 0])
+    mirror = torch.tensor([0.0, 0, 0, 0, 1])
+    assert Crop().relative(here, right).tolist() == [0, 0.25, 0, 0, 0]
+    assert Crop().relative(here + mirror, right + mirror).tolist() == [0, -0.25, 0, 0, 0]
+    assert Crop().relative(here, right + mirror).tolist() == [0, 0.25, 0, 0, 1]
+
+
+def test_a_product_keeps_its_parts_by_name() -> None:
+    g = torch.Generator().manual_seed(0)
+    t0, t1 = (parameters(EXAMPLE, g, torch.float32, "random") for _ in range(2))
+    parts = EXAMPLE.split(EXAMPLE.relative(t0, t1))
+    assert list(parts) == ["turn", "pose", "hue", "size", "window"]
+    assert torch.equal(parts["hue"], Hue().relative(t0[:, EXAMPLE.columns("hue")], t1[:, EXAMPLE.columns("hue")]))
+    assert torch.equal(EXAMPLE.join(dict(reversed(parts.items()))), EXAMPLE.relative(t0, t1))
+    distances = EXAMPLE.distances(EXAMPLE.relative(t0, t1), EXAMPLE.identity())
+    torch.testing.assert_close(distances["hue"], parts["hue"].abs().squeeze(-1))
+    total = torch.stack(list(distances.values())).square().sum(0).sqrt()
+    torch.testing.assert_close(EXAMPLE.distance(EXAMPLE.relative(t0, t1), EXAMPLE.identity()), total)
+
+
+def test_descriptions_are_in_plain_units() -> None:
+    group = Product({"turn": Rotation2D(), "hue": Hue(), "size": Scale(), "shift": Translation(2), "flip": Flip()})
+    action = torch.tensor([math.pi / 6, 0.25, math.log(2), 0.5, -1, 1])
+    assert group.describe(action) == "turn +30°; hue hue +90°; size ×2.00; shift +0.50, -1.00; flip flip"
+    quarter = torch.tensor([0.0, 0.0, 0.5, 0.5]).sqrt()
+    assert Rotation3D().describe(quarter) == "90° about (+0.0, +0.0, +1.0)"
+    window = torch.tensor([0.5, -0.25, math.log(2), 0.0, 1.0])
+    assert Crop().describe(window) == "+0.50 down, -0.25 right, ×2.00 high, ×1.00 wide, flip"
+
+
+UNIT = torch.tensor([0.0, 0.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Rotation3D().relative(UNIT, 1.1 * UNIT), "t1 holds others. Divide by the length"),
+        (lambda: Rotation3D().relative(UNIT * 0, UNIT), "Quaternions must have length 1"),
+        (lambda: Rotation3D().inverse(UNIT * torch.nan), "Quaternions must have length 1"),
+        (lambda: Rotation3D().compose(UNIT[:3], UNIT), r"4 numbers of Rotation3D .* got shape \(3,\)"),
+        (lambda: Rotation3D.from_euler(torch.zeros(4)), r"3 numbers of Euler angles .* got shape \(4,\)"),
+        (lambda: Rotation3D.from_matrix(-torch.eye(3)), r"determinant \+1"),
+        (lambda: Rotation3D.from_matrix(2 * torch.eye(3)), "orthogonal"),
+        (lambda: Rotation3D.from_matrix(torch.zeros(2, 3)), r"axes \(…, 3, 3\); got shape \(2, 3\)"),
+        (lambda: Rotation3D.from_6d(torch.ones(6)), "different directions"),
+        (lambda: Translation(0), "at least one number; got 0"),
+        (lambda: Translation(2).relative(torch.zeros(3), torch.zeros(3)), r"2 numbers of Translation .* \(3,\)"),
+        (lambda: Hue().apply(torch.zeros(1), torch.tensor(0.0)), r"1 number of Hue .* got shape \(\)"),
+        (lambda: Scale().relative(torch.tensor([1.0]), torch.tensor([0.0])), "above 0; t1 holds others"),
+        (lambda: Crop().relative(torch.ones(5), torch.zeros(5)), "sides of a window must be above 0; t1"),
+        (lambda: Translation(2).path_composition(torch.zeros(2)), r"\(…, T, A\); got shape \(2,\)"),
+        (lambda: Product({}), "at least one group"),
+        (lambda: EXAMPLE.columns("colour"), "Unknown part 'colour'; this Product has 'turn', 'pose'"),
+        (lambda: EXAMPLE.join({"turn": torch.zeros(1)}), "exactly these parts; got 'turn'"),
+    ],
+)
+def test_bad_elements_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_elements_are_floating_point_tensors() -> None:
+    with pytest.raises(TypeError, match=r"t1 must be floating point; got torch.int64. Convert with t1.float\(\)"):
+        Translation(2).relative(torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"t0 must be a torch.Tensor; got list"):
+        Translation(2).relative([0.0, 0.0], torch.zeros(2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"part 'shift' of a Product must be a seqjepa\.groups\.Group; got int"):
+        Product({"shift": 2})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_quaternions_are_unit_enough(dtype: torch.dtype) -> None:
+    q = Rotation3D.random(100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert Rotation3D().relative(q, q.roll(1, 0)).isfinite().all()
+
+
+def test_groups_compile_into_one_graph() -> None:
+    g = torch.Generator().manual_seed(0)
+    t0, t1 = (parameters(EXAMPLE, g, torch.float32, "random") for _ in range(2))
+    compiled = torch.compile(EXAMPLE.relative, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(t0, t1), EXAMPLE.relative(t0, t1))
