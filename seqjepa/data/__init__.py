@@ -1,0 +1,6 @@
+"""Views and the actions between them: samplers, a renderer, readers of datasets."""
+
+from seqjepa.data.augment import Augmentation, AugmentationParameters, AugmentedViews
+from seqjepa.data.rotate import RotatedViews
+
+__all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews", "RotatedViews"]
