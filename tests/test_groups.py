@@ -274,7 +274,7 @@ def test_a_product_keeps_its_parts_by_name() -> None:
 def test_descriptions_are_in_plain_units() -> None:
     group = Product({"turn": Rotation2D(), "hue": Hue(), "size": Scale(), "shift": Translation(2), "flip": Flip()})
     action = torch.tensor([math.pi / 6, 0.25, math.log(2), 0.5, -1, 1])
-    assert group.describe(action) == "turn +30°; hue hue +90°; size ×2.00; shift +0.50, -1.00; flip flip"
+    assert group.describe(action) == "turn +30°; hue +90°; size ×2.00; shift +0.50, -1.00; flip flip"
     quarter = torch.tensor([0.0, 0.0, 0.5, 0.5]).sqrt()
     assert Rotation3D().describe(quarter) == "90° about (+0.0, +0.0, +1.0)"
     window = torch.tensor([0.5, -0.25, math.log(2), 0.0, 1.0])

@@ -2,5 +2,6 @@
 
 from seqjepa.data.augment import Augmentation, AugmentationParameters, AugmentedViews
 from seqjepa.data.rotate import RotatedViews
+from seqjepa.data.show import show
 
-__all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews", "RotatedViews"]
+__all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews", "RotatedViews", "show"]

@@ -160,7 +160,7 @@ class Hue(_Circular):
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Degrees on the colour circle."""
         self._check(a=a)
-        return ", ".join(f"hue {360 * number:+.0f}°" for number in a.tolist())
+        return ", ".join(f"{360 * number:+.0f}°" for number in a.tolist())
 
 
 @dataclass(frozen=True)

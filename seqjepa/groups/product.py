@@ -38,7 +38,7 @@ class Product(Group):
         >>> group.split(group.identity())["rotation"]
         tensor([0., 0., 0., 1.])
         >>> group.describe(group.identity())
-        'rotation 0° about (+0.0, +0.0, +0.0); floor_hue hue +0°; light_hue hue +0°'
+        'rotation 0° about (+0.0, +0.0, +0.0); floor_hue +0°; light_hue +0°'
     """
 
     groups: Mapping[str, Group]

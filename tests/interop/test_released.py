@@ -16,7 +16,7 @@ from seqjepa.presets import get_preset
 from tests.builders import TinyEncoder, randomise
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
-FILES = sorted(path.name for path in RECORDINGS.glob("*.pt") if "trajectory" not in path.name)
+FILES = sorted(path.name for path in RECORDINGS.glob("*_?_*.pt"))  # neither trajectories nor data
 RAW = [name for name in FILES if "cond_nolearn" in name and "nocond" not in name]
 MEANINGFUL = [name for name in FILES if name not in RAW]
 
