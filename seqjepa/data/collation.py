@@ -1,0 +1,248 @@
+"""From the items of a dataset, in whatever form, to one batch of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from seqjepa.types import ViewSequence
+
+__all__ = ["ImageBatch", "Sample", "collate", "collate_named", "image_tensor"]
+
+
+class Sample(NamedTuple):
+    """One item of a dataset of images.
+
+    Attributes:
+        image: (C, H, W) tensor, uint8 or floating point in [0, 1]; or a PIL image.
+        label: its class, a number or a tensor; None where it is not known.
+        saliency: (H, W) how much each pixel draws the eye, at least 0, in any unit; None where it is not known.
+
+    Examples:
+        >>> import torch
+        >>> Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), label=4).saliency is None
+        True
+    """
+
+    image: Any
+    label: Any = None
+    saliency: Tensor | None = None
+
+
+class ImageBatch(NamedTuple):
+    """A batch of images, as [`collate`][seqjepa.data.collate] stacks it.
+
+    Attributes:
+        images: (B, C, H, W), uint8 or floating point.
+        labels: (B, …), or None.
+        saliency: (B, H, W) float32, or None.
+
+    Examples:
+        >>> import torch
+        >>> ImageBatch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).labels is None
+        True
+    """
+
+    images: Shaped[Tensor, "B C H W"]
+    labels: Tensor | None = None
+    saliency: Float[Tensor, "B H W"] | None = None
+
+
+def collate(items: Sequence[Any]) -> ImageBatch | ViewSequence:
+    """Stack the items of a dataset: the `collate_fn` of a DataLoader of your own.
+
+    An item may be an image; a pair (image, label); a triple (image, label, saliency), such as a
+    [`Sample`][seqjepa.data.Sample]; a mapping with the keys `image`, `label`, `saliency`; or a
+    [`ViewSequence`][seqjepa.types.ViewSequence] of one source, without the batch axis. An image is a tensor (C, H, W),
+    uint8 or floating point in [0, 1], or a PIL image, which becomes uint8 in RGB, or grey where it is grey. The images
+    of a batch have one size.
+
+    Args:
+        items: at least one, all of one kind.
+
+    Returns:
+        An [`ImageBatch`][seqjepa.data.ImageBatch], images in the items' dtype; or a ViewSequence.
+
+    Raises:
+        ValueError: images, saliency maps or views of different sizes; a saliency map of another size than its image;
+            floating-point images outside [0, 1] or not finite; labels here and none there.
+        TypeError: items of an unknown kind; labels that are not numbers.
+
+    Examples:
+        >>> import torch
+        >>> batch = collate([(torch.zeros(3, 8, 8, dtype=torch.uint8), 4), (torch.ones(3, 8, 8, dtype=torch.uint8), 7)])
+        >>> batch.images.shape, batch.labels
+        (torch.Size([2, 3, 8, 8]), tensor([4, 7]))
+    """
+    return collate_named(items, [f"item {i} of the batch" for i in range(len(items))])
+
+
+def collate_named(items: Sequence[Any], names: Sequence[str]) -> ImageBatch | ViewSequence:
+    """`collate`, with what to call each item in an error."""
+    if not items:
+        raise ValueError("A batch needs at least one item; got none.")
+    if any(isinstance(item, ViewSequence) for item in items):
+        return _stack_sequences(items, names)
+    samples = [as_sample(item, name) for item, name in zip(items, names, strict=True)]
+    images = [image_tensor(sample.image, name) for sample, name in zip(samples, names, strict=True)]
+    _check_same_size(images, names)
+    stacked = torch.stack(images)
+    if stacked.is_floating_point():
+        stacked = _unit_range(stacked, names)
+    maps = [
+        None if sample.saliency is None else _saliency_map(sample.saliency, image, name)
+        for sample, image, name in zip(samples, images, names, strict=True)
+    ]
+    labels = _stack([_label(sample.label, name) for sample, name in zip(samples, names, strict=True)], "label", names)
+    return ImageBatch(stacked, labels, _stack(maps, "saliency map", names))
+
+
+def as_sample(item: Any, name: str) -> Sample:
+    """What an item holds, whatever its form."""
+    if isinstance(item, Sample):
+        return item
+    if isinstance(item, Mapping):
+        if "image" not in item or item.keys() - set(Sample._fields):
+            raise TypeError(
+                f"A mapping holds the keys image, label and saliency (only image is needed); {name} has "
+                f"{', '.join(map(repr, item))}. Rename or remove columns."
+            )
+        return Sample(**item)
+    if isinstance(item, tuple | list):
+        if not 1 <= len(item) <= len(Sample._fields):
+            raise TypeError(
+                f"An item is an image, (image, label) or (image, label, saliency); {name} is a {type(item).__name__} "
+                f"of {len(item)}. Wrap the dataset so that it yields seqjepa.data.Sample(image, label, saliency)."
+            )
+        return Sample(*item)
+    return Sample(item)
+
+
+def image_tensor(image: Any, name: str = "The image") -> Shaped[Tensor, "C H W"]:
+    """A tensor (C, H, W) as it is; a PIL image as uint8."""
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or 0 in image.shape:
+            raise ValueError(f"An image tensor has the axes (C, H, W); {name} has shape {tuple(image.shape)}.")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(
+                f"An image tensor is uint8, or floating point in [0, 1]; {name} is {image.dtype}. Convert it in the "
+                "dataset's transform."
+            )
+        return image
+    if not (hasattr(image, "tobytes") and hasattr(image, "mode")):  # a PIL image, without importing PIL
+        raise TypeError(
+            f"An image is a tensor (C, H, W) or a PIL image; {name} is of type {type(image).__name__}. "
+            "Convert an array (H, W, C) with torch.from_numpy(array).permute(2, 0, 1)."
+        )
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise TypeError(
+            f"A PIL image has 8 bits a channel; {name} has mode {image.mode!r}. Convert it to a tensor in [0, 1] in "
+            "the dataset's transform."
+        )
+    grey = image.mode in ("L", "1")
+    image = image.convert("L" if grey else "RGB")
+    width, height = image.size
+    if width * height == 0:
+        raise ValueError(f"An image has at least one pixel; {name} is {height} × {width}.")
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(height, width, 1 if grey else 3).permute(2, 0, 1)
+
+
+def _check_same_size(images: Sequence[Tensor], names: Sequence[str]) -> None:
+    first = images[0]
+    for image, name in zip(images, names, strict=True):
+        if image.shape != first.shape:
+            raise ValueError(
+                f"The images of a batch have one size (C, H, W); {names[0]} has {tuple(first.shape)}, {name} has "
+                f"{tuple(image.shape)}. Give the dataset a transform that makes them equal, such as Resize((96, 96)) "
+                "or RandomResizedCrop(96), and convert('RGB') where some are grey. Resize(96) alone keeps each "
+                "image's own aspect ratio: CenterCrop(96) must follow it."
+            )
+        if image.dtype != first.dtype:
+            raise TypeError(
+                f"The images of a batch have one dtype; {names[0]} is {first.dtype}, {name} is {image.dtype}."
+            )
+
+
+def _unit_range(images: Tensor, names: Sequence[str]) -> Tensor:
+    """Refuse normalised images and NaN; cut off what a bicubic resize leaves just outside [0, 1]."""
+    low, high = images.flatten(1).aminmax(dim=1)
+    good = (low >= -0.25) & (high <= 1.25)  # also False of NaN
+    if not bool(good.all()):
+        k = int((~good).nonzero()[0])
+        raise ValueError(
+            f"Floating-point images are in [0, 1]; {names[k]} goes from {low[k].item():.4g} to {high[k].item():.4g}. "
+            "Leave Normalize out of the dataset's transform and normalise the views instead, divide by 255 what goes "
+            "that far, and look for NaN in the file if there is one."
+        )
+    return images.clamp(0, 1)
+
+
+def _label(label: Any, name: str) -> Tensor | None:
+    if label is None:
+        return None
+    try:
+        return torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"A label is a number or a tensor; that of {name} is {label!r}. Number the classes in the dataset."
+        ) from None
+
+
+def _saliency_map(saliency: Any, image: Tensor, name: str) -> Float[Tensor, "H W"]:
+    saliency = torch.as_tensor(saliency)
+    if saliency.ndim == 3 and saliency.shape[0] == 1:
+        saliency = saliency[0]
+    if saliency.shape != image.shape[1:]:
+        raise ValueError(
+            f"A saliency map has the size (H, W) of its image, {tuple(image.shape[1:])}; that of {name} has shape "
+            f"{tuple(saliency.shape)}. Crop and resize both together, as the readers do."
+        )
+    return saliency.float()
+
+
+def _stack(parts: Sequence[Tensor | None], what: str, names: Sequence[str]) -> Tensor | None:
+    """Stack tensors of one shape; None where there are none at all."""
+    if all(part is None for part in parts):
+        return None
+    shape = None
+    for part, name in zip(parts, names, strict=True):
+        if part is None:
+            raise ValueError(f"All items of a batch have a {what}, or none has; {name} has none.")
+        shape = part.shape if shape is None else shape
+        if part.shape != shape:
+            raise ValueError(
+                f"The {what}s of a batch have one shape; {names[0]} has {tuple(shape)}, {name} has {tuple(part.shape)}."
+            )
+    return torch.stack(cast("list[Tensor]", list(parts)))
+
+
+def _stack_sequences(items: Sequence[Any], names: Sequence[str]) -> ViewSequence:
+    for item, name in zip(items, names, strict=True):
+        if not isinstance(item, ViewSequence):
+            raise TypeError(f"All items of a batch are ViewSequences, or none is; {name} is a {type(item).__name__}.")
+        if item.views.ndim != 4 or item.actions.ndim != 2 or len(item.views) != len(item.actions) + 1:
+            raise ValueError(
+                "A dataset's ViewSequence is one source without the batch axis, views (T+1, C, H, W) and actions (T, "
+                f"A); {name} has {tuple(item.views.shape)} and {tuple(item.actions.shape)}."
+            )
+    views, actions, labels = (
+        _stack([_label(getattr(item, field), name) for item, name in zip(items, names, strict=True)], field, names)
+        for field in ("views", "actions", "labels")
+    )
+    assert views is not None
+    assert actions is not None
+    parameters = _stack_nested([item.parameters for item in items], names)
+    return ViewSequence(views, actions, parameters, labels, items[0].group)
+
+
+def _stack_nested(parts: Sequence[Any], names: Sequence[str]) -> Any:
+    """Tensors, NamedTuples of them, or None."""
+    if isinstance(parts[0], tuple) and hasattr(parts[0], "_fields"):
+        kind = cast(Any, type(parts[0]))
+        return kind(*(_stack_nested([getattr(part, field) for part in parts], names) for field in kind._fields))
+    return _stack([_label(part, name) for part, name in zip(parts, names, strict=True)], "parameter", names)

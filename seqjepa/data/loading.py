@@ -1,0 +1,318 @@
+"""Any dataset of images into batches of views: loaded by workers, seeded per item and per batch, made on the device."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from seqjepa.data.collation import ImageBatch, collate_named
+from seqjepa.data.seeding import (
+    SeededDataset,
+    batch_generator,
+    derive_seed,
+    item_generator,
+    preserved_rng,
+    seed_globals,
+)
+from seqjepa.types import ViewSequence
+
+__all__ = ["ViewLoader"]
+
+
+class ViewLoader:
+    """Batches of views of any dataset of images, on a device.
+
+    Each pass over the loader is an epoch: the images in a new order, loaded by worker processes, moved to the device as
+    uint8 where they are uint8, turned into floats in [0, 1] there, and handed to the sampler with a generator.
+
+    Seeds. What comes out depends on the seed, the epoch, the rank and the number of ranks, and on the kind of device,
+    where the sampler draws; not on the number of workers, nor on what else the program draws. Random transforms in the
+    dataset find the global generators of torch, NumPy and Python seeded for this item of this epoch; the state that
+    they had before is put back. A [`SeededDataset`][seqjepa.data.SeededDataset] is handed a generator for each
+    item.
+
+    Ranks. All ranks draw one order of the N images of an epoch; rank r takes every `world_size`-th, from the r-th on.
+    Each rank takes ⌊N / world_size⌋ of them, none twice: the N mod world_size last of the order are left out of this
+    epoch, and with `drop_last` those that don't fill a batch. With `shuffle` they are others each epoch.
+
+    Epochs. A pass goes on with the epoch after the last one, also where that was broken off. `set_epoch` chooses the
+    next.
+
+    Args:
+        dataset: with `len` and an index; items as [`collate`][seqjepa.data.collate] takes them.
+        sampler: called as `sampler(images, generator=g)`, images (B, C, H, W) in [0, 1], and with `saliency=maps`,
+            (B, H, W), where the items have them; returns a [`ViewSequence`][seqjepa.types.ViewSequence]. None where the
+            items are ViewSequences already.
+        batch_size: sources in a batch, on each rank, at least 1.
+        seed: of the run.
+        device: where the batches are made.
+        num_workers: processes that load; 0 loads in this one.
+        shuffle: a new order each epoch, or always that of the dataset.
+        drop_last: leave out a last batch of less than `batch_size`.
+        rank: of this process; None asks torch.distributed, where that is in use, else 0.
+        world_size: number of ranks; None likewise, else 1.
+        loader_options: more for the `torch.utils.data.DataLoader` underneath, such as
+            `{"prefetch_factor": 4, "multiprocessing_context": "spawn"}`. Workers persist over epochs and memory is
+            pinned for a GPU, unless said otherwise here.
+
+    Raises:
+        ValueError: no batch in an epoch; a size below its least; a rank outside 0 … world_size − 1.
+        TypeError: a dataset without length or index; a sampler that returns something else, or takes no saliency where
+            the items have it.
+
+    Examples:
+        >>> import torch
+        >>> from seqjepa.types import ViewSequence
+        >>> def flips(images, *, generator=None):
+        ...     flip = torch.rand(len(images), generator=generator).lt(0.5).float()
+        ...     flipped = torch.where(flip.view(-1, 1, 1, 1) > 0, images.flip(-1), images)
+        ...     return ViewSequence(torch.stack([images, flipped], dim=1), flip.view(-1, 1, 1))
+        >>> images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8)
+        >>> loader = ViewLoader(list(zip(images, range(100))), flips, batch_size=32, seed=0)
+        >>> for batch in loader:
+        ...     pass
+        >>> len(loader), batch.views.shape, batch.actions.shape, batch.labels.shape
+        (3, torch.Size([32, 2, 3, 8, 8]), torch.Size([32, 1, 1]), torch.Size([32]))
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any] | Sequence[Any],
+        sampler: Callable[..., ViewSequence] | None = None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
+        loader_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        rank, world_size = _ranks(rank, world_size)
+        self.order = EpochOrder(
+            _length(dataset), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank,
+            world_size=world_size,
+        )  # fmt: skip
+        self.sampler, self.device, self.seed, self.rank = sampler, torch.device(device), seed, rank
+        self._takes_saliency = _takes_saliency(sampler)
+        self._next = self._position = (0, 0)
+        options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": self.device.type == "cuda",
+            **(loader_options or {}),
+        }
+        self._batches = DataLoader(
+            SeededItems(dataset, seed),
+            batch_sampler=cast(Any, self.order),
+            collate_fn=_collate_items,
+            generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global generator
+            **options,
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[ViewSequence]:
+        """One pass over the data: the rest of the epoch where a state was loaded, else a whole one."""
+        epoch, first = self._next
+        self._next = (epoch + 1, 0)  # also when the caller breaks this pass off
+        self.order.start_at(epoch, first)
+        for number, batch in enumerate(self._batches, start=first):
+            generator = batch_generator(self.seed, epoch=epoch, rank=self.rank, batch=number, device=self.device)
+            sequence = self._views(batch, generator)
+            self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+            yield sequence
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be this epoch, from its first batch."""
+        self._next = self._position = (operator.index(epoch), 0)
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Where the loader stands: the epoch, how many of its batches were handed out, and the settings behind that."""
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": batch, **self.order.settings()}
+
+    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+        """Let the next pass go on where a loader of the same settings stood.
+
+        Raises:
+            ValueError: keys that are missing or unknown; in the middle of an epoch, other settings than were saved.
+        """
+        settings = self.order.settings()
+        if state.keys() != {"epoch", "batch"} | settings.keys():
+            raise ValueError(
+                f"A loader's state has the keys epoch, batch, {', '.join(settings)}; got {', '.join(state) or 'none'}."
+            )
+        epoch, batch = int(state["epoch"]), int(state["batch"])
+        changed = [f"{name} was {state[name]} and is {now}" for name, now in settings.items() if state[name] != now]
+        if batch and changed:
+            raise ValueError(
+                f"A loader goes on in the middle of an epoch only with the settings it had; {', '.join(changed)}. "
+                f"Build it as before, or begin the next epoch with set_epoch({epoch + 1})."
+            )
+        if epoch < 0 or not 0 <= batch < len(self):
+            raise ValueError(f"Epochs count from 0, batches from 0 to {len(self) - 1}; got {epoch} and {batch}.")
+        self._next = self._position = (epoch, batch)
+
+    def _views(self, batch: ImageBatch | ViewSequence, generator: torch.Generator) -> ViewSequence:
+        batch = _moved(batch, self.device)
+        if isinstance(batch, ViewSequence):
+            if self.sampler is not None:
+                raise TypeError(
+                    f"This dataset yields ViewSequences, which {_name(self.sampler)} cannot take; leave the sampler "
+                    "out: ViewLoader(dataset, batch_size=…)."
+                )
+            return batch._replace(views=_unit_floats(batch.views))
+        if self.sampler is None:
+            raise TypeError(
+                "Images need a sampler that makes views of them; got none. Pass one as the second argument, such as "
+                "seqjepa.data.RotatedViews(num_views=4)."
+            )
+        images = _unit_floats(batch.images)
+        if batch.saliency is None:
+            sequence = self.sampler(images, generator=generator)
+        elif self._takes_saliency:
+            sequence = self.sampler(images, saliency=batch.saliency, generator=generator)
+        else:
+            raise TypeError(
+                f"This dataset yields saliency maps, which {_name(self.sampler)} does not take. Build the dataset "
+                "without them, or use a sampler that looks at them, such as seqjepa.data.SaccadeViews."
+            )
+        if not isinstance(sequence, ViewSequence):
+            raise TypeError(
+                f"A sampler returns a seqjepa.types.ViewSequence; {_name(self.sampler)} returned a "
+                f"{type(sequence).__name__}."
+            )
+        return sequence if batch.labels is None else sequence._replace(labels=batch.labels)
+
+
+class EpochOrder:
+    """Which items make up each batch of an epoch on one rank: a batch sampler of (epoch, index) pairs.
+
+    The epoch travels with the index, so that workers which persist over epochs know it.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool, rank: int, world_size: int
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"Ranks go from 0 to world_size − 1; got rank {rank} of {world_size}.")
+        self.length, self.batch_size, self.seed = length, batch_size, operator.index(seed)
+        self.shuffle, self.drop_last, self.rank, self.world_size = shuffle, drop_last, rank, world_size
+        self._start = (0, 0)
+        if len(self) == 0:
+            raise ValueError(
+                f"An epoch needs at least one batch; {length} items over {world_size} rank{'s' * (world_size != 1)} "
+                f"are {length // world_size} each, and batch_size is {batch_size}"
+                f"{' with drop_last=True' if drop_last else ''}. Take a smaller batch_size, or look at why the dataset "
+                "is so small."
+            )
+
+    def settings(self) -> dict[str, int | bool]:
+        """All that decides what a batch's number stands for, but the rank."""
+        names = ("seed", "length", "batch_size", "world_size", "shuffle", "drop_last")
+        return {name: getattr(self, name) for name in names}
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """What the next iteration begins with."""
+        self._start = (epoch, batch)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        share = self.length // self.world_size
+        return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """The batches that are left of the epoch. Not a generator: the start is read now, not at the first batch."""
+        epoch, first = self._start
+        indices = self.indices(epoch)
+        batches = [indices[b * self.batch_size : (b + 1) * self.batch_size] for b in range(first, len(self))]
+        return iter([[(epoch, index) for index in batch] for batch in batches])
+
+    def indices(self, epoch: int) -> list[int]:
+        """The items of this rank in one epoch, in order."""
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = torch.arange(self.length)
+        share = self.length // self.world_size
+        mine: list[int] = order[: share * self.world_size][self.rank :: self.world_size].tolist()
+        return mine
+
+
+class SeededItems(Dataset[Any]):
+    """A dataset asked for (epoch, index) pairs; what an item draws depends on the pair and the seed alone."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
+        """All items of a batch with their indices; the global generators are left as they were."""
+        with preserved_rng():
+            return [(index, self._item(epoch, index)) for epoch, index in keys]
+
+    def _item(self, epoch: int, index: int) -> Any:
+        seed_globals(derive_seed("item", self.seed, epoch, index))
+        if isinstance(self.dataset, SeededDataset):
+            return self.dataset.draw(index, item_generator(self.seed, epoch, index))
+        return self.dataset[index]
+
+
+def _collate_items(items: Sequence[tuple[int, Any]]) -> ImageBatch | ViewSequence:
+    return collate_named([item for _, item in items], [f"item {index} of the dataset" for index, _ in items])
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """Tensors, and NamedTuples of them, to the device; anything else as it is."""
+    if isinstance(part, Tensor):
+        return part.to(device, non_blocking=True)
+    if isinstance(part, tuple) and hasattr(part, "_fields"):
+        return cast(Any, type(part))(*(_moved(field, device) for field in part))
+    return part
+
+
+def _unit_floats(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _takes_saliency(sampler: Callable[..., ViewSequence] | None) -> bool:
+    if sampler is None:
+        return False
+    parameters = inspect.signature(sampler).parameters.values()
+    return any(p.name == "saliency" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _name(sampler: Callable[..., ViewSequence] | None) -> str:
+    return getattr(sampler, "__name__", type(sampler).__name__)
+
+
+def _length(dataset: Any) -> int:
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"A dataset has a length and items by index; {type(dataset).__name__} does not. For a stream, use a "
+            "DataLoader with collate_fn=seqjepa.data.collate, and call the sampler with seqjepa.data.batch_generator."
+        )
+    return len(dataset)
+
+
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank and world_size go together; got rank={rank} and world_size={world_size}. Give both.")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,187 @@
+"""Seeds that do not collide: one stream of random numbers for each batch, each item, each epoch's order."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import random
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+__all__ = ["SeededDataset", "batch_generator", "derive_seed", "isolated_rng", "preserved_rng", "seed_globals"]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed from a list of numbers and names: the first 63 bits of the BLAKE2b hash of the list.
+
+    A sum such as `seed + epoch + rank` gives rank 1 of epoch 0 the stream of rank 0 of epoch 1. A hash gives each list
+    a seed of its own, and neighbouring lists seeds that have nothing in common.
+
+    Args:
+        parts: whole numbers and names, in an order of your choice; at least one.
+
+    Returns:
+        A number in [0, 2⁶³), the same on every machine and in every version of Python.
+
+    Raises:
+        TypeError: a part that is neither a whole number nor a name.
+        ValueError: no parts.
+
+    Examples:
+        >>> derive_seed(0, 1) != derive_seed(1, 0)
+        True
+        >>> derive_seed("order", 0, 7)
+        8513930683133252023
+    """
+    if not parts:
+        raise ValueError("A seed is derived from at least one number or name; got none.")
+    canonical = []
+    for part in parts:
+        try:
+            canonical.append(part if isinstance(part, str) else int(operator.index(part)))
+        except TypeError:
+            raise TypeError(
+                f"A seed is derived from whole numbers and names; got {part!r} of type {type(part).__name__}. "
+                "Convert it with int() or str()."
+            ) from None
+    digest = hashlib.blake2b(repr(canonical).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def batch_generator(
+    seed: int, *, epoch: int = 0, rank: int = 0, batch: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The generator for one batch of one epoch on one rank: all that a loop of your own needs to hand to a sampler.
+
+    Every batch starts a stream of its own, so a run that is resumed at any batch goes on exactly as it would have.
+
+    Args:
+        seed: of the run.
+        epoch: number of the pass over the data, from 0.
+        rank: number of this process, from 0.
+        batch: number of the batch in its epoch, from 0.
+        device: where the generator draws. Generators of a CPU and of a GPU give different numbers for one seed.
+
+    Returns:
+        A generator on `device`. A CPU generator keeps 32 bits of its seed: among 10,000 batches two share a stream with
+        a chance of one in a hundred, and then they do so on different images.
+
+    Raises:
+        TypeError: a number that is not whole.
+
+    Examples:
+        >>> import torch
+        >>> torch.rand(2, generator=batch_generator(0, epoch=3, rank=1, batch=7))
+        tensor([0.8012, 0.2566])
+    """
+    return torch.Generator(device).manual_seed(derive_seed("batch", seed, epoch, rank, batch))
+
+
+def seed_globals(seed: int) -> None:
+    """Seed the global generators of torch (CPU), Python and, where it is loaded, NumPy."""
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed the GPU's generators too
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        # The 1 sets it apart from Python's generator, which is the same one: from equal words it draws equal numbers.
+        numpy.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave the global generators of torch (CPU), Python and NumPy as they were found."""
+    numpy = sys.modules.get("numpy")  # its random is loaded when it is first asked for
+    states = torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        if numpy is not None:
+            numpy.random.set_state(states[2])
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed the global generators inside a `with` block, and leave them outside as they were.
+
+    For code that draws from the global generators of torch (CPU), NumPy (where it is loaded) or Python, such as
+    the transforms of torchvision: inside the block it draws the same numbers each time.
+
+    Args:
+        seed: at least 0; [`derive_seed`][seqjepa.data.derive_seed] makes one of several numbers.
+
+    Examples:
+        >>> import torch
+        >>> with isolated_rng(derive_seed(0, "crops")):
+        ...     first = torch.rand(3)
+        >>> with isolated_rng(derive_seed(0, "crops")):
+        ...     print(torch.equal(first, torch.rand(3)))
+        True
+    """
+    with preserved_rng():
+        seed_globals(seed)
+        yield
+
+
+class SeededDataset(Dataset[Any], ABC):
+    """A dataset whose items depend on an index and on a generator: random crops, random views of an object.
+
+    Write [`draw`][seqjepa.data.SeededDataset.draw] and `__len__`.
+    [`ViewLoader`][seqjepa.data.ViewLoader] hands every item a generator of its own. Elsewhere, `dataset[i]`
+    draws the same item each time, another one after `set_epoch`.
+
+    Attributes:
+        seed: of the items that `dataset[i]` draws.
+        epoch: of the items that `dataset[i]` draws.
+
+    Examples:
+        >>> import torch
+        >>> class Noise(SeededDataset):
+        ...     def __len__(self):
+        ...         return 10
+        ...     def draw(self, index, generator):
+        ...         return torch.rand(3, 8, 8, generator=generator)
+        >>> noise = Noise()
+        >>> torch.equal(noise[4], noise[4]), torch.equal(noise[4], noise[5])
+        (True, False)
+    """
+
+    seed: int = 0
+    epoch: int = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @abstractmethod
+    def draw(self, index: int, generator: torch.Generator) -> Any:
+        """Item `index`, with whatever is random in it drawn from the generator (a CPU one)."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let `dataset[i]` draw the items of another epoch.
+
+        Worker processes hold copies of a dataset: with a DataLoader of your own and `persistent_workers=True` they
+        would not learn of it.
+        """
+        self.epoch = operator.index(epoch)
+
+    def __getitem__(self, index: int) -> Any:
+        """Item `index` of this seed and epoch; negative indices count from the end."""
+        index = operator.index(index)
+        length = len(self)
+        if not -length <= index < length:
+            raise IndexError(f"Index {index} is out of range for {length} items, 0 to {length - 1}.")
+        index %= length
+        return self.draw(index, item_generator(self.seed, self.epoch, index))
+
+
+def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The CPU generator of one item in one epoch."""
+    return torch.Generator().manual_seed(derive_seed("item", seed, epoch, index))

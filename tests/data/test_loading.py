@@ -1,0 +1,488 @@
+"""Any dataset feeds a sampler: what comes out hangs on the seed, the epoch and the rank, and on nothing else."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from seqjepa.data._parameters import ObjectParameters
+from seqjepa.data.collation import ImageBatch, Sample, collate
+from seqjepa.data.loading import EpochOrder, ViewLoader
+from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng
+from seqjepa.groups import Translation
+from seqjepa.types import ViewSequence
+
+
+def noisy_pairs(images: Tensor, *, generator: torch.Generator | None = None) -> ViewSequence:
+    """A sampler: each image, and the image moved by a random grey level."""
+    shift = torch.rand(len(images), 1, generator=generator, device=images.device) / 10
+    views = torch.stack([images, (images + shift[:, :, None, None]).clamp(0, 1)], dim=1)
+    return ViewSequence(views, shift[:, None], group=Translation(1))
+
+
+def looking(
+    images: Tensor, *, saliency: Tensor | None = None, generator: torch.Generator | None = None
+) -> ViewSequence:
+    """A sampler that takes saliency, and hands it out as parameters."""
+    return noisy_pairs(images, generator=generator)._replace(parameters=saliency)
+
+
+class Numbered(Dataset[Any]):
+    """Item i is a grey image of level i with label i, plus one draw from each global generator."""
+
+    def __init__(self, length: int = 24) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        draws = [float(torch.rand(())), np.random.random(), random.random()]  # noqa: NPY002 - users' transforms do
+        return torch.full((1, 2, 2), index, dtype=torch.uint8), torch.tensor([float(index), *draws])
+
+
+class Drawn(SeededDataset):
+    """Item i is noise drawn from the generator that is handed in."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        return Sample(torch.rand(3, 4, 4, generator=generator), index)
+
+
+def passes(loader: ViewLoader, epochs: int = 1) -> list[ViewSequence]:
+    return [batch for _ in range(epochs) for batch in loader]
+
+
+def assert_same(a: list[ViewSequence], b: list[ViewSequence]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(tuple(one)[:4], tuple(other)[:4], rtol=0, atol=0)
+
+
+def items(batches: list[ViewSequence]) -> list[int]:
+    return [int(label[0]) for batch in batches if batch.labels is not None for label in batch.labels]
+
+
+# Seeds
+
+
+def test_no_two_batches_of_a_grid_of_seeds_epochs_ranks_and_batches_share_a_seed() -> None:
+    grid = [("batch", s, e, r, b) for s in range(5) for e in range(10) for r in range(8) for b in range(100)]
+    assert len({derive_seed(*key) for key in grid}) == len(grid)
+    states = {batch_generator(s, epoch=e, rank=r, batch=b).initial_seed() for _, s, e, r, b in grid[:2000]}
+    assert len(states) == 2000
+
+
+def test_neighbouring_streams_are_uncorrelated() -> None:
+    # 400 streams of 1,000 numbers that differ in one of seed, epoch, rank, batch by one: 79,800 correlations,
+    # of deviation 1/sqrt(1000). The largest of so many normal ones lies near 4.6 deviations; a shared stream gives 31.
+    keys: list[dict[str, Any]] = [
+        {"epoch": e, "rank": r, "batch": b} for e in range(10) for r in range(8) for b in range(5)
+    ]
+    streams = torch.stack([torch.rand(1000, generator=batch_generator(0, **key)) for key in keys])
+    correlation = torch.corrcoef(streams).fill_diagonal_(0)
+    assert correlation.abs().max() < 6 / 1000**0.5
+    assert abs(correlation.std().item() * 1000**0.5 - 1) < 0.02
+
+
+def test_a_seed_is_a_known_function_of_its_parts() -> None:
+    assert derive_seed("order", 0, 7) == 8513930683133252023
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert derive_seed("1") != derive_seed(1)
+    assert derive_seed(int(np.int64(5))) == derive_seed(np.int64(5))  # type: ignore[arg-type]
+    assert 0 <= derive_seed(-1) < 2**63
+    with pytest.raises(TypeError, match=r"whole numbers and names; got 1\.5 of type float"):
+        derive_seed(1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one number or name; got none"):
+        derive_seed()
+
+
+def test_isolated_draws_repeat_and_leave_no_trace() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.random()), random.random()  # noqa: NPY002
+
+    with isolated_rng(3):
+        first = draw()
+    torch.manual_seed(11), np.random.seed(11), random.seed(11)  # noqa: NPY002
+    expected = draw()
+    torch.manual_seed(11), np.random.seed(11), random.seed(11)  # noqa: NPY002
+
+    def fail() -> None:
+        with isolated_rng(3):
+            assert draw() == first
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fail()
+    assert draw() == expected
+
+
+def test_a_seeded_dataset_repeats_its_items_until_the_epoch_changes() -> None:
+    dataset = Drawn()
+    first = dataset[5].image
+    assert torch.equal(first, dataset[5].image)
+    assert torch.equal(first, dataset[-19].image)
+    dataset.set_epoch(1)
+    assert not torch.equal(first, dataset[5].image)
+    with pytest.raises(IndexError, match="Index 24 is out of range for 24 items, 0 to 23"):
+        dataset[24]
+
+
+# Batches
+
+
+@pytest.mark.parametrize("dataset", [Numbered(), Drawn()], ids=["global generators", "SeededDataset"])
+def test_equal_seeds_give_equal_batches_whatever_the_number_of_workers(dataset: Any) -> None:
+    def batches(**settings: Any) -> list[ViewSequence]:
+        return passes(ViewLoader(dataset, noisy_pairs, batch_size=5, **settings), epochs=2)
+
+    expected = batches(seed=3)
+    assert_same(expected, batches(seed=3, num_workers=1))
+    assert_same(expected, batches(seed=3, num_workers=2))
+    assert_same(expected, batches(seed=3, num_workers=2, loader_options={"persistent_workers": False}))
+    assert not torch.equal(expected[0].views, batches(seed=4)[0].views)
+
+
+def test_every_item_draws_anew_each_epoch_and_each_seed() -> None:
+    def draws(seed: int) -> Tensor:
+        loader = ViewLoader(Numbered(), noisy_pairs, batch_size=24, seed=seed)
+        labels = [batch.labels for batch in passes(loader, epochs=2)]
+        return torch.stack([part[part[:, 0].argsort()] for part in labels if part is not None])
+
+    table = torch.cat([draws(0), draws(1)])  # (2 seeds × 2 epochs, 24 items, index and 3 draws)
+    assert torch.equal(table[0, :, 0], torch.arange(24.0))
+    assert table[:, :, 1:].flatten().unique().numel() == 4 * 24 * 3
+
+
+def test_the_program_s_own_random_numbers_are_left_alone() -> None:
+    def state() -> tuple[Any, ...]:
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        return torch.get_rng_state().tolist(), random.getstate(), numpy_state[1].tolist(), numpy_state[2:]  # type: ignore[index]
+
+    before = state()
+    for workers in (0, 2):
+        loader = ViewLoader(Numbered(), noisy_pairs, batch_size=4, num_workers=workers)
+        for _ in loader:
+            assert state() == before
+    assert state() == before
+
+
+def test_the_sampler_gets_the_stream_of_its_batch_and_the_labels_stay_with_their_images() -> None:
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=4, seed=7, rank=1, world_size=2)
+    loader.set_epoch(5)
+    for number, batch in enumerate(loader):
+        generator = batch_generator(7, epoch=5, rank=1, batch=number)
+        assert torch.equal(batch.actions, noisy_pairs(torch.zeros(4, 1, 2, 2), generator=generator).actions)
+        assert batch.labels is not None
+        torch.testing.assert_close(batch.views[:, 0, 0, 0, 0] * 255, batch.labels[:, 0])
+        assert batch.group == Translation(1)
+
+
+@given(
+    length=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 5), epoch=st.integers(0, 3),
+    shuffle=st.booleans(), drop_last=st.booleans(),
+)  # fmt: skip
+def test_ranks_share_an_epoch_out_evenly_without_overlap(
+    length: int, size: int, world: int, epoch: int, shuffle: bool, drop_last: bool
+) -> None:
+    share = length // world
+    batches = share // size if drop_last else -(-share // size)
+    if batches == 0:
+        return
+    taken: list[int] = []
+    for rank in range(world):
+        order = EpochOrder(
+            length, size, seed=0, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world
+        )  # fmt: skip
+        order.start_at(epoch, 0)
+        mine = [index for batch in order for _, index in batch]
+        assert len(list(order)) == len(order) == batches
+        assert len(mine) == (batches * size if drop_last else share)
+        taken += mine
+    assert len(set(taken)) == len(taken)
+    assert set(taken) <= set(range(length))
+    if not shuffle and not drop_last:
+        assert sorted(taken) == list(range(share * world))
+
+
+def test_the_rank_is_that_of_torch_distributed_where_that_is_in_use() -> None:
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    explicit = items(passes(ViewLoader(Numbered(), noisy_pairs, batch_size=4, rank=2, world_size=3)))
+    distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=3)
+    try:
+        asked = items(passes(ViewLoader(Numbered(), noisy_pairs, batch_size=4)))
+    finally:
+        distributed.destroy_process_group()
+    assert asked == explicit
+    assert len(asked) == 8
+
+
+def test_each_epoch_is_another_order_of_all_images() -> None:
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=6)
+    orders = [items(passes(loader)) for _ in range(3)]
+    assert all(sorted(order) == list(range(24)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    still = ViewLoader(Numbered(), noisy_pairs, batch_size=5, shuffle=False, drop_last=False)
+    assert items(passes(still, 2)) == 2 * list(range(24))
+    assert len(still) == 5
+
+
+def test_every_image_is_left_out_as_often_as_any_other() -> None:
+    order = EpochOrder(10, 3, seed=0, shuffle=True, drop_last=True, rank=0, world_size=1)
+    seen: Counter[int] = Counter()
+    for epoch in range(300):
+        order.start_at(epoch, 0)
+        seen.update(index for batch in order for _, index in batch)
+    assert all(abs(seen[i] - 270) < 30 for i in range(10))
+
+
+# Epochs and resuming
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(workers: int) -> None:
+    def make() -> ViewLoader:
+        return ViewLoader(Numbered(), noisy_pairs, batch_size=5, seed=2, num_workers=workers)
+
+    whole = passes(make(), epochs=3)  # 4 batches each
+    for done in (6,) if workers else (0, 1, 3, 4, 6, 8):
+        loader, states, count = make(), [make().state_dict()], 0
+        for _ in range(3):
+            for _ in loader:
+                states.append(loader.state_dict())
+                count += 1
+        assert count == 12
+        resumed = make()
+        resumed.load_state_dict(states[done])
+        assert_same(passes(resumed, epochs=3)[: 12 - done], whole[done:])
+
+
+def test_the_state_can_be_saved_without_pickle(tmp_path: Any) -> None:
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
+    next(iter(loader))
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert (state["epoch"], state["batch"]) == (0, 1)
+    passes(loader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (2, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(workers: int) -> None:
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5, num_workers=workers)
+    first, second = passes(loader), passes(loader)
+    loader.set_epoch(0)
+    for _ in loader:
+        break
+    assert_same(passes(loader), second)
+    loader.set_epoch(0)
+    assert_same(passes(loader), first)
+
+
+def test_a_state_of_other_settings_is_refused_in_the_middle_of_an_epoch() -> None:
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
+    next(iter(loader))
+    other = ViewLoader(Numbered(), noisy_pairs, batch_size=6, seed=1)
+    with pytest.raises(
+        ValueError, match=r"seed was 0 and is 1, batch_size was 5 and is 6\. Build it as before, or begin"
+    ):
+        other.load_state_dict(loader.state_dict())
+    passes(loader)
+    other.load_state_dict(loader.state_dict())  # between epochs they may change
+    assert other.state_dict()["epoch"] == 2
+    with pytest.raises(ValueError, match=r"has the keys epoch, batch, seed, .*; got epoch"):
+        loader.load_state_dict({"epoch": 1})
+    with pytest.raises(ValueError, match="batches from 0 to 3; got 0 and 4"):
+        loader.load_state_dict({**loader.state_dict(), "epoch": 0, "batch": 4})
+
+
+# Items
+
+
+def test_bytes_floats_and_pil_images_become_the_same_batch() -> None:
+    pixels = torch.randint(0, 256, (6, 3, 5, 7), dtype=torch.uint8)
+    pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    palette = [image.convert("RGB").quantize(256) for image in pil]
+    datasets: dict[str, list[Any]] = {
+        "uint8": list(pixels),
+        "float": list(pixels / 255),
+        "pil": pil,
+        "pairs": [(image, 3) for image in pixels],
+        "lists": [[image, 3] for image in pixels],
+        "samples": [Sample(image, torch.tensor(3)) for image in pil],
+        "mappings": [{"image": image, "label": np.int64(3)} for image in pil],
+        "PNG with a palette": [image.convert("RGB") for image in palette],
+    }
+    batches = {name: passes(ViewLoader(data, noisy_pairs, batch_size=6))[0] for name, data in datasets.items()}
+    batches["TensorDataset"] = passes(ViewLoader(TensorDataset(pixels), noisy_pairs, batch_size=6))[0]
+    order = EpochOrder(6, 6, seed=0, shuffle=True, drop_last=True, rank=0, world_size=1).indices(0)
+    for name, batch in batches.items():
+        assert batch.views.dtype == torch.float32
+        if name != "PNG with a palette":
+            torch.testing.assert_close(batch.views[:, 0], pixels[order] / 255, rtol=0, atol=1e-7)
+        labelled = name in ("pairs", "lists", "samples", "mappings")
+        assert (batch.labels is not None) == labelled
+        if batch.labels is not None:
+            assert batch.labels.tolist() == [3] * 6
+            assert batch.labels.dtype == torch.int64
+
+
+def test_grey_pil_images_keep_one_channel_and_others_become_rgb() -> None:
+    shapes = {mode: collate([Image.new(mode, (4, 3))])[0].shape for mode in ("L", "1", "P", "RGBA", "CMYK", "LA")}
+    assert {mode: shape[1] for mode, shape in shapes.items()} == {
+        "L": 1, "1": 1, "P": 3, "RGBA": 3, "CMYK": 3, "LA": 3
+    }  # fmt: skip
+    assert collate([Image.new("1", (2, 2), 1)])[0].unique().tolist() == [255]
+    assert shapes["L"][2:] == (3, 4)
+
+
+def test_saliency_reaches_the_sampler_row_by_row() -> None:
+    maps = torch.rand(6, 4, 4)
+    data = [Sample(torch.full((1, 4, 4), i, dtype=torch.uint8), i, maps[i][None]) for i in range(6)]
+    batch = passes(ViewLoader(data, looking, batch_size=6))[0]
+    assert batch.labels is not None
+    assert torch.equal(batch.parameters, maps[batch.labels])
+    with pytest.raises(TypeError, match="yields saliency maps, which noisy_pairs does not take"):
+        passes(ViewLoader(data, noisy_pairs, batch_size=6))
+
+
+def test_a_dataset_of_view_sequences_needs_no_sampler() -> None:
+    def item(i: int) -> ViewSequence:
+        floor, light, theta, phi = torch.rand(4, 3)
+        flat = ObjectParameters(torch.rand(3, 4), floor, light, theta, phi, torch.tensor(i))
+        return ViewSequence(
+            torch.full((3, 1, 2, 2), i, dtype=torch.uint8), torch.rand(2, 4), flat, torch.tensor(i), Translation(4)
+        )
+
+    data = [item(i) for i in range(6)]
+    batch = passes(ViewLoader(data, batch_size=3, num_workers=1))[0]
+    assert batch.views.shape == (3, 3, 1, 2, 2)
+    assert isinstance(batch.parameters, ObjectParameters)
+    assert batch.labels is not None
+    assert torch.equal(batch.parameters.instance, batch.labels)
+    assert batch.parameters.rotation.shape == (3, 3, 4)
+    assert batch.group == Translation(4)
+    torch.testing.assert_close(batch.views[:, 0, 0, 0, 0] * 255, batch.parameters.instance.float())
+    assert torch.equal(batch.actions, torch.stack([data[int(i)].actions for i in batch.parameters.instance]))
+    plain = collate([sequence._replace(parameters=None, labels=None) for sequence in data])
+    assert isinstance(plain, ViewSequence)
+    assert plain.parameters is None
+    assert plain.labels is None
+    with pytest.raises(TypeError, match="yields ViewSequences, which noisy_pairs cannot take; leave the sampler out"):
+        passes(ViewLoader(data, noisy_pairs, batch_size=3))
+
+
+def test_collate_serves_a_dataloader_of_one_s_own_with_streams_for_each_rank_and_epoch() -> None:
+    def draws(rank: int, epoch: int) -> Tensor:
+        generator = batch_generator(0, epoch=epoch, rank=rank)
+        loader = DataLoader(Numbered(), batch_size=4, num_workers=2, collate_fn=collate, generator=generator)
+        return torch.cat([batch.labels[:, 1:] for batch in loader])  # (24, 3): torch, NumPy, Python
+
+    table = torch.stack([draws(0, 0), draws(1, 0), draws(0, 1)])
+    assert torch.equal(table[0], draws(0, 0))
+    assert table.flatten().unique().numel() == 3 * 24 * 3
+
+
+@pytest.mark.gpu
+def test_batches_are_made_on_the_gpu() -> None:
+    data = list(zip(torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8), range(32), strict=True))
+    settings: dict[str, Any] = {"batch_size": 8, "device": "cuda"}
+    batches = passes(ViewLoader(data, noisy_pairs, num_workers=2, **settings))
+    assert all(part.device.type == "cuda" for batch in batches for part in (batch.views, batch.actions, batch.labels))  # type: ignore[union-attr]
+    assert_same(batches, passes(ViewLoader(data, noisy_pairs, **settings)))
+    on_cpu = passes(ViewLoader(data, noisy_pairs, batch_size=8))
+    assert torch.equal(batches[0].labels.cpu(), on_cpu[0].labels)  # type: ignore[union-attr,arg-type]
+
+
+# What is refused
+
+
+def image(*shape: int) -> Tensor:
+    return torch.zeros(shape or (3, 8, 8), dtype=torch.uint8)
+
+
+def test_images_of_different_sizes_are_named_by_their_index() -> None:
+    data = [image() for _ in range(8)]
+    data[5] = image(3, 8, 9)
+    with pytest.raises(
+        ValueError,
+        match=r"one size \(C, H, W\); item 0 of the dataset has \(3, 8, 8\), item 5 of the dataset has \(3, 8, 9\)\. "
+        r"Give the dataset a transform that makes them equal, such as Resize\(\(96, 96\)\)",
+    ):
+        passes(ViewLoader(data, noisy_pairs, batch_size=8, shuffle=False))
+
+
+@pytest.mark.parametrize(("broken", "error", "message"), [
+    ([], ValueError, "at least one item; got none"),
+    ([image(8, 8)], ValueError, r"axes \(C, H, W\); item 0 of the batch has shape \(8, 8\)"),
+    ([image(3, 0, 8)], ValueError, r"axes \(C, H, W\); item 0 of the batch has shape \(3, 0, 8\)"),
+    ([image().long()], TypeError, "uint8, or floating point.*; item 0 of the batch is torch.int64"),
+    ([image(), image().float()], TypeError, "one dtype; item 0 of the batch is torch.uint8, item 1"),
+    ([np.zeros((8, 8, 3))], TypeError, r"is of type ndarray\. Convert an array \(H, W, C\) with torch.from_numpy"),
+    ([Image.new("I", (2, 2))], TypeError, "8 bits a channel; item 0 of the batch has mode 'I'"),
+    ([image().float(), image() - 1.8], ValueError, r"in \[0, 1\]; item 1 of the batch goes from -1\.8 to -1\.8\. L"),
+    ([image() + 200.0], ValueError, "goes from 200 to 200.*divide by 255"),
+    ([image() * torch.nan], ValueError, "goes from nan to nan.*look for NaN"),
+    ([(image(), "cat")], TypeError, "label is a number or a tensor; that of item 0 of the batch is 'cat'"),
+    ([(image(), 1), image()], ValueError, "have a label, or none has; item 1 of the batch has none"),
+    ([(image(), torch.ones(2)), (image(), 1)], ValueError, r"labels of a batch have one shape; item 0 .* has \(2,\)"),
+    ([(image(), 1, torch.ones(8, 8), 0)], TypeError, r"\(image, label, saliency\); item 0 .* is a tuple of 4"),
+    ([()], TypeError, "item 0 of the batch is a tuple of 0"),
+    ([{"img": image()}], TypeError, "keys image, label and saliency .*; item 0 of the batch has 'img'"),
+    ([{"image": image(), "fine_label": 1}], TypeError, "has 'image', 'fine_label'"),
+    ([(image(), 1, torch.ones(4, 8))], ValueError, r"size \(H, W\) of its image, \(8, 8\); .* has shape \(4, 8\)"),
+    ([(image(), 1, torch.ones(8, 8)), (image(), 1)], ValueError, "have a saliency map, or none has; item 1"),
+    ([ViewSequence(torch.ones(3, 1, 2, 2), torch.ones(2, 1)), image()], TypeError, "item 1 of the batch is a Tensor"),
+    ([ViewSequence(torch.ones(4, 3, 1, 2, 2), torch.ones(4, 2, 1))], ValueError, "one source without the batch axis"),
+    ([ViewSequence(torch.ones(3, 1, 2, 2), torch.ones(3, 1))], ValueError, r"has \(3, 1, 2, 2\) and \(3, 1\)"),
+])  # fmt: skip
+def test_items_that_are_no_images_are_refused(broken: list[Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        collate(broken)
+
+
+def test_what_a_bicubic_resize_leaves_outside_the_range_is_cut_off() -> None:
+    batch = collate([torch.tensor([[[-0.1, 0.5, 1.1]]])])
+    assert isinstance(batch, ImageBatch)
+    assert batch.images.flatten().tolist() == [0, 0.5, 1]
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Any:
+        return iter([image()])
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    data = [image() for _ in range(10)]
+    with pytest.raises(
+        ValueError, match="at least one batch; 10 items over 1 rank are 10 each, and batch_size is 16 with"
+    ):
+        ViewLoader(data, noisy_pairs, batch_size=16)
+    with pytest.raises(ValueError, match="0 items over 1 rank are 0 each"):
+        ViewLoader([], noisy_pairs, batch_size=1, drop_last=False)
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+        ViewLoader(data, noisy_pairs, batch_size=0)
+    with pytest.raises(ValueError, match="Ranks go from 0 to world_size − 1; got rank 2 of 2"):
+        ViewLoader(data, noisy_pairs, batch_size=1, rank=2, world_size=2)
+    with pytest.raises(ValueError, match=r"go together; got rank=1 and world_size=None\. Give both"):
+        ViewLoader(data, noisy_pairs, batch_size=1, rank=1)
+    with pytest.raises(TypeError, match=r"A dataset has a length and items by index; Stream does not. For a stream"):
+        ViewLoader(Stream(), noisy_pairs, batch_size=1)
+    with pytest.raises(TypeError, match=r"Images need a sampler that makes views of them; got none\."):
+        passes(ViewLoader(data, batch_size=5))
+    with pytest.raises(TypeError, match=r"returns a seqjepa.types.ViewSequence; <lambda> returned a tuple"):
+        passes(ViewLoader(data, lambda images, generator: (images, images), batch_size=5))  # type: ignore[arg-type,return-value]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'prefetch'"):
+        ViewLoader(data, noisy_pairs, batch_size=5, loader_options={"prefetch": 2})
