@@ -5,10 +5,14 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import seqjepa
+import seqjepa.data
+import seqjepa.evaluation
+import seqjepa.groups
 
 PACKAGE = Path(seqjepa.__file__).parent
 
@@ -73,8 +77,8 @@ import torch
 before = set(sys.modules)
 environment, loggers = dict(os.environ), set(logging.root.manager.loggerDict)
 handlers, level = list(logging.root.handlers), logging.root.level
-import seqjepa, seqjepa.presets, seqjepa.interop
-heavy = {"timm", "torchvision", "matplotlib", "sklearn", "huggingface_hub", "safetensors", "scipy", "tqdm"}
+import seqjepa, seqjepa.presets, seqjepa.interop, seqjepa.groups, seqjepa.data, seqjepa.evaluation
+heavy = {"timm", "torchvision", "matplotlib", "sklearn", "huggingface_hub", "safetensors", "scipy", "tqdm", "PIL"}
 print(sorted(heavy & (set(sys.modules) - before)), sorted(set(logging.root.manager.loggerDict) - loggers))
 assert environment == dict(os.environ)
 assert (handlers, level) == (logging.root.handlers, logging.root.level)
@@ -99,11 +103,15 @@ def test_nothing_unpickles_but_through_weights_only() -> None:
                 assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("name", [name for name in seqjepa.__all__ if not inspect.ismodule(getattr(seqjepa, name))])
-def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
-    documented = inspect.getdoc(getattr(seqjepa, name)) or ""
-    assert ">>> " in documented, name
-    assert all(hasattr(seqjepa, n) for n in seqjepa.__all__)
+MODULES = [seqjepa, seqjepa.groups, seqjepa.data, seqjepa.evaluation]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_has_a_docstring_with_an_example(module: ModuleType) -> None:
+    for name in module.__all__:
+        public = getattr(module, name)
+        if not inspect.ismodule(public) and not inspect.isabstract(public):
+            assert ">>> " in (inspect.getdoc(public) or ""), name
 
 
 def test_the_package_is_typed_and_has_a_version() -> None:

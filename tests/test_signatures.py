@@ -49,6 +49,39 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
     assert result.stdout == "checked\n", result.stderr
 
 
+def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
+    result = run(
+        """
+        with install_import_hook("seqjepa", "beartype.beartype"):
+            from seqjepa.data import *
+            from seqjepa.evaluation import *
+            from seqjepa.groups import *
+        from tests.builders import tiny_model
+        g = torch.Generator().manual_seed(0)
+        images, labels = torch.rand(24, 3, 16, 16, generator=g), torch.arange(24) % 2
+        maps = spectral_residual(images)
+        samplers = [AugmentedViews(3, 8), AugmentedViews(3, 8, frame="image"), RotatedViews(3, 60.0, 0.1, (0.8, 1.2), 8)]
+        sequences = [sampler(images, generator=g) for sampler in samplers]
+        for scales in ((1.0,), (1.0, 2.0)):
+            sequences.append(SaccadeViews(num_views=3, fovea=6, scales=scales)(images, saliency=maps, generator=g))
+        objects = RenderedObjects(24, size=8, actions=("rotation", "light_hue"))
+        sequences.append(objects.sample(torch.arange(24), num_views=3, generator=g))
+        for sequence in sequences:
+            group = sequence.group
+            a = sequence.actions
+            path, e = group.path_composition(a), group.identity()
+            group.compose(path, group.inverse(path)), group.distance(path, e), group.describe(path[0])
+        q = Rotation3D.random(5, generator=g)
+        Rotation3D.from_6d(Rotation3D.to_6d(q)), Rotation3D.from_matrix(Rotation3D.to_matrix(q))
+        turned = sequences[2]._replace(labels=labels)
+        card = evaluate(tiny_model(action_dim=4), turned, turned, hidden=(), progress=False)
+        assert list(card.skipped) == ["pre", "out_of_distribution"]
+        print("checked")
+        """
+    )
+    assert result.stdout == "checked\n", result.stderr
+
+
 def test_the_checks_are_on() -> None:
     result = run("functional.cosine_distance(torch.randn(3, 4), torch.randn(2, 4))")
     assert "TypeCheckError" in result.stderr

@@ -1,7 +1,18 @@
-"""Views and the actions between them: samplers, a renderer, readers of datasets."""
+"""Views and the actions between them: samplers, a renderer, readers of datasets, and the glue to feed them."""
 
+from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.augment import Augmentation, AugmentationParameters, AugmentedViews
+from seqjepa.data.collation import ImageBatch, Sample, collate
+from seqjepa.data.loading import ViewLoader
+from seqjepa.data.objects import Camera, RenderedObjects
 from seqjepa.data.rotate import RotatedViews
+from seqjepa.data.saccades import SaccadeViews
+from seqjepa.data.saliency import load_saliency, spectral_residual
+from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng
 from seqjepa.data.show import show
 
-__all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews", "RotatedViews", "show"]
+__all__ = [
+    "Augmentation", "AugmentationParameters", "AugmentedViews", "Camera", "ImageBatch", "ObjectParameters",
+    "RenderedObjects", "RotatedViews", "SaccadeViews", "Sample", "SeededDataset", "ViewLoader", "batch_generator",
+    "collate", "derive_seed", "isolated_rng", "load_saliency", "show", "spectral_residual",
+]  # fmt: skip

@@ -61,7 +61,7 @@ def blur_matrix(sigma: Float[Tensor, "N"], *, size: int, kernel: int) -> Float[T
 
 
 def separable(
-    images: Float[Tensor, "*N C H W"], rows: Float[Tensor, "*N h H"], columns: Float[Tensor, "*N w W"]
+    images: Float[Tensor, "*#N C H W"], rows: Float[Tensor, "*#N h H"], columns: Float[Tensor, "*#N w W"]
 ) -> Float[Tensor, "*N C h w"]:
     """`rows · image · columnsᵀ` for each channel; leading axes broadcast."""
     return rows.unsqueeze(-3) @ (images @ columns.mT.unsqueeze(-3))

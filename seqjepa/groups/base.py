@@ -48,23 +48,23 @@ class Group(ABC):
         """The action that changes nothing, (A,)."""
 
     @abstractmethod
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The action that takes a view of parameters t0 to one of parameters t1."""
 
     @abstractmethod
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The parameters of the view to which the action leads."""
 
     @abstractmethod
-    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def compose(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The action that does what `a` and then `b` do."""
 
     @abstractmethod
-    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def inverse(self, a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The action that leads back."""
 
     @abstractmethod
-    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+    def distance(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B"]:
         """How far apart two actions are, at least 0, in the units that the group states."""
 
     @abstractmethod

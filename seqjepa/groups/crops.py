@@ -42,25 +42,25 @@ class Flip(Group):
         """Zero: no change."""
         return torch.zeros(1, dtype=dtype, device=device)
 
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t0 ⊕ t1`."""
         self._check(t0=t0, t1=t1)
         return t0 + t1 - 2 * t0 * t1
 
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t ⊕ a`."""
         return self.relative(t, a)
 
-    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def compose(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`a ⊕ b`."""
         return self.relative(a, b)
 
-    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def inverse(self, a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The action itself."""
         self._check(a=a)
         return a
 
-    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+    def distance(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B"]:
         """1 where one flips and the other does not."""
         return self.relative(a, b).squeeze(-1)
 
@@ -110,14 +110,14 @@ class Crop(Group):
         """Zeros: the same window."""
         return torch.zeros(5, dtype=dtype, device=device)
 
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The second window seen from the first."""
         self._check_windows(t0=t0, t1=t1)
         shift = (t1[..., :2] - t0[..., :2]) * _mirror(t0) / t0[..., 2:4]
         size = t1[..., 2:4].log() - t0[..., 2:4].log()
         return torch.cat([shift, size, Flip().relative(t0[..., 4:], t1[..., 4:])], dim=-1)
 
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The window to which the action leads."""
         self._check_windows(t=t)
         self._check(a=a)
@@ -125,19 +125,19 @@ class Crop(Group):
         sides = t[..., 2:4] * a[..., 2:4].exp()
         return torch.cat([centre, sides, Flip().apply(t[..., 4:], a[..., 4:])], dim=-1)
 
-    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def compose(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """First a, then b from where it led."""
         self._check(a=a, b=b)
         shift = a[..., :2] + b[..., :2] * _mirror(a) * a[..., 2:4].exp()
         return torch.cat([shift, a[..., 2:4] + b[..., 2:4], Flip().compose(a[..., 4:], b[..., 4:])], dim=-1)
 
-    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def inverse(self, a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """Back to the window that it came from."""
         self._check(a=a)
         shift = -a[..., :2] * _mirror(a) * (-a[..., 2:4]).exp()
         return torch.cat([shift, -a[..., 2:4], a[..., 4:]], dim=-1)
 
-    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+    def distance(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B"]:
         """Euclidean length of the difference of the five numbers."""
         self._check(a=a, b=b)
         return torch.linalg.vector_norm(a - b, dim=-1)

@@ -33,27 +33,27 @@ class _Additive(Group):
     def _canonical(self, a: Tensor) -> Tensor:
         return a
 
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t1 − t0`."""
         self._check(t0=t0, t1=t1)
         return self._canonical(t1 - t0)
 
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t + a`."""
         self._check(t=t, a=a)
         return self._canonical(t + a)
 
-    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def compose(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`a + b`."""
         self._check(a=a, b=b)
         return self._canonical(a + b)
 
-    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def inverse(self, a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`−a`."""
         self._check(a=a)
         return self._canonical(-a)
 
-    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+    def distance(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B"]:
         """Euclidean length of the difference, in the units of the action."""
         self._check(a=a, b=b)
         return torch.linalg.vector_norm(self._canonical(a - b), dim=-1)
@@ -183,12 +183,12 @@ class Scale(_Additive):
         tensor([2.])
     """
 
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`ln t1 − ln t0`."""
         self._check_sizes(t0=t0, t1=t1)
         return t1.log() - t0.log()
 
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t · exp a`."""
         self._check_sizes(t=t)
         self._check(a=a)

@@ -68,7 +68,7 @@ class Product(Group):
             start += group.dim
         return slice(start, start + self.groups[name].dim)
 
-    def split(self, element: Float[Tensor, "*B A"]) -> dict[str, Tensor]:
+    def split(self, element: Float[Tensor, "*#B A"]) -> dict[str, Tensor]:
         """Actions or parameters by part."""
         self._check(element=element)
         return {name: element[..., self.columns(name)] for name in self.groups}
@@ -88,28 +88,28 @@ class Product(Group):
         """The parts' identities."""
         return torch.cat([group.identity(dtype=dtype, device=device) for group in self.groups.values()])
 
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """Part by part."""
         return self._by_part("relative", t0, t1)
 
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """Part by part."""
         return self._by_part("apply", t, a)
 
-    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def compose(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """Part by part."""
         return self._by_part("compose", a, b)
 
-    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def inverse(self, a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """Part by part."""
         return self._by_part("inverse", a)
 
-    def distances(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> dict[str, Tensor]:
+    def distances(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> dict[str, Tensor]:
         """The distance of each part, (…), in the part's own units."""
         first, second = self.split(a), self.split(b)
         return {name: group.distance(first[name], second[name]) for name, group in self.groups.items()}
 
-    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+    def distance(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B"]:
         """The Euclidean length of the parts' distances."""
         return torch.linalg.vector_norm(torch.stack(list(self.distances(a, b).values()), dim=-1), dim=-1)
 

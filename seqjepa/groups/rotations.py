@@ -56,26 +56,26 @@ class Rotation3D(Group):
         """(0, 0, 0, 1)."""
         return torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=dtype, device=device)
 
-    def relative(self, t0: Float[Tensor, "*B A"], t1: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t0⁻¹ t1`."""
         _check_unit(t0=t0, t1=t1)
         return canonical(multiply(conjugate(t0), t1))
 
-    def apply(self, t: Float[Tensor, "*B A"], a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def apply(self, t: Float[Tensor, "*#B A"], a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t a`."""
         return self.compose(t, a)
 
-    def compose(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def compose(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`a b`."""
         _check_unit(a=a, b=b)
         return canonical(multiply(a, b))
 
-    def inverse(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    def inverse(self, a: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """The conjugate."""
         _check_unit(a=a)
         return canonical(conjugate(a))
 
-    def distance(self, a: Float[Tensor, "*B A"], b: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+    def distance(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B"]:
         """The geodesic: the angle that turns the one into the other, radians in [0, π].
 
         By the arc tangent, which keeps its precision near 0 and near π, where an arc cosine loses half its digits.
