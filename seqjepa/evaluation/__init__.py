@@ -1,0 +1,80 @@
+"""Measures of a frozen representation: probes, retrieval, transformations, a scorecard, and a monitor for training."""
+
+from seqjepa.evaluation.behaviour import (
+    CompositionError,
+    Sensitivity,
+    Top1,
+    action_retrieval,
+    composition_error,
+    observation_grid,
+    prediction_retrieval_error,
+    sensitivity,
+    top1,
+)
+from seqjepa.evaluation.collapse import (
+    batch_norm_drift,
+    feature_deviation,
+    lidar,
+    mean_pairwise_cosine,
+    rankme,
+    target_gap,
+)
+from seqjepa.evaluation.features import Features, aggregate_states, extract
+from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
+from seqjepa.evaluation.online import OnlineProbe
+from seqjepa.evaluation.probes import Classification, knn_probe, linear_probe
+from seqjepa.evaluation.regression import Regression, RotationError, regression_r2, rotation_error
+from seqjepa.evaluation.retrieval import PredictionRetrievalError, Retrieval, RetrievalChance, pre, retrieval
+from seqjepa.evaluation.scorecard import Scorecard, evaluate
+from seqjepa.evaluation.transformations import (
+    TransformationR2,
+    out_of_distribution,
+    path_integration,
+    state_transformation_r2,
+    transformation_r2,
+)
+
+__all__ = [
+    "Classification",
+    "CompositionError",
+    "Features",
+    "Health",
+    "Monitor",
+    "MonitorReport",
+    "OnlineProbe",
+    "PredictionRetrievalError",
+    "Regression",
+    "Retrieval",
+    "RetrievalChance",
+    "RotationError",
+    "Scorecard",
+    "Sensitivity",
+    "Thresholds",
+    "Top1",
+    "TransformationR2",
+    "action_retrieval",
+    "aggregate_states",
+    "batch_norm_drift",
+    "composition_error",
+    "evaluate",
+    "extract",
+    "feature_deviation",
+    "knn_probe",
+    "lidar",
+    "linear_probe",
+    "mean_pairwise_cosine",
+    "observation_grid",
+    "out_of_distribution",
+    "path_integration",
+    "pre",
+    "prediction_retrieval_error",
+    "rankme",
+    "regression_r2",
+    "retrieval",
+    "rotation_error",
+    "sensitivity",
+    "state_transformation_r2",
+    "target_gap",
+    "top1",
+    "transformation_r2",
+]

@@ -1,0 +1,179 @@
+"""The scorecard's page of pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seqjepa.groups import Product, Rotation3D
+
+if TYPE_CHECKING:
+    from seqjepa.evaluation.scorecard import Scorecard
+
+__all__ = ["draw"]
+
+SHOWN = 600  # test sources in the planes
+QUERIES = 4  # rows of neighbours
+NEIGHBOURS = 5
+
+
+def draw(card: Scorecard) -> Any:
+    """Curves and the accuracy–R² plane on top, planes of z and state in the middle, neighbours below."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("The figure needs matplotlib; pip install 'seqjepa[examples]'.") from error
+    figure = Figure(figsize=(14, 13), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[1, 1, 1.05])[:, 0]
+    curves = top.subplots(1, 3)
+    _accuracy(curves[0], card)
+    _paths(curves[1], card)
+    _plane(curves[2], card)
+    _planes(middle, card)
+    _neighbours(bottom, card)
+    return figure
+
+
+def _absent(axis: Any, why: str) -> None:
+    axis.axis("off")
+    axis.text(0.5, 0.5, why, ha="center", va="center", fontsize=9, wrap=True, transform=axis.transAxes)
+
+
+def _accuracy(axis: Any, card: Scorecard) -> None:
+    """Top-1 over M_val, z for comparison."""
+    if card.top1 is None:
+        return _absent(axis, f"accuracy: {card.skipped.get('top1', '')}")
+    z = card.top1.z
+    axis.axhline(100 * z.accuracy, color="tab:orange", label="z of one view")
+    axis.axhspan(100 * z.interval.low, 100 * z.interval.high, color="tab:orange", alpha=0.15, linewidth=0)
+    if card.top1.states:
+        m = list(card.top1.states)
+        fits = list(card.top1.states.values())
+        low, high = [100 * fit.interval.low for fit in fits], [100 * fit.interval.high for fit in fits]
+        axis.plot(m, [100 * fit.accuracy for fit in fits], "o-", color="tab:blue", label="state of M views")
+        axis.fill_between(m, low, high, color="tab:blue", alpha=0.15, linewidth=0)
+        axis.set_xticks(m)
+    axis.axhline(100 * z.chance, color="grey", linestyle=":", label="chance")
+    axis.set(title="Top-1 of a linear probe, %", xlabel="views seen, M_val")
+    axis.legend(fontsize=8)
+    return None
+
+
+def _paths(axis: Any, card: Scorecard) -> None:
+    """Path integration over M_val, by variant."""
+    if not card.paths:
+        return _absent(axis, f"path integration: {card.skipped.get('paths', '')}")
+    for variant, curve in card.paths.items():
+        if curve:
+            axis.plot(list(curve), [fit.mean for fit in curve.values()], "o-", label=variant, markersize=4)
+    axis.axhline(0, color="grey", linestyle=":", label="chance")
+    axis.set(title="Path integration, R²", xlabel="views in the path, M_val", ylim=(-0.15, 1.05))
+    axis.set_xticks(sorted({m for curve in card.paths.values() for m in curve}))
+    axis.legend(fontsize=8)
+    return None
+
+
+def _plane(axis: Any, card: Scorecard) -> None:
+    """The plane of the paper's first figure: what is invariant lies low and right, what is equivariant high."""
+    if card.top1 is None or card.transformations is None:
+        missing = {name: card.skipped[name] for name in ("top1", "transformations") if name in card.skipped}
+        return _absent(axis, "\n".join(f"{name}: {why}" for name, why in missing.items()))
+    points = [("z", card.top1.z.accuracy, card.transformations.relative.mean)]
+    for m, fit in card.from_states.items():
+        if m in card.top1.states:
+            points.append((f"state of {m}", card.top1.states[m].accuracy, fit.relative.mean))
+    for name, accuracy, r2 in points:
+        axis.plot(100 * accuracy, r2, "o", color="tab:orange" if name == "z" else "tab:blue")
+        axis.annotate(name, (100 * accuracy, r2), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    axis.margins(0.3)
+    axis.axhline(0, color="grey", linestyle=":")
+    axis.set(title="Invariance and equivariance", xlabel="top-1, %", ylabel="R² of the relative transformation")
+    return None
+
+
+def _project(x: Float[Tensor, "N D"]) -> tuple[Any, str]:
+    """Two numbers a row: UMAP's where it is installed, else the two principal components."""
+    x = x.float().cpu()
+    if importlib.util.find_spec("umap") is not None:
+        import umap
+
+        return umap.UMAP(random_state=0).fit_transform(x.numpy()), "UMAP"
+    centred = (x - x.mean(dim=0)).double()
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return (centred @ directions[:2].T).numpy(), "PCA"
+
+
+def _pose(card: Scorecard) -> tuple[Tensor, str] | None:
+    """One number that says how the first view of each test source is posed."""
+    group, elements = card.test.group, card.test.elements
+    if group is None or elements is None:
+        return None
+    first = elements[:SHOWN, 0]
+    if isinstance(group, Product):
+        name, part = next(iter(group.groups.items()))
+        first, group = first[:, group.columns(name)], part
+    if isinstance(group, Rotation3D):
+        from_upright = group.distance(first, group.identity(dtype=first.dtype, device=first.device))
+        return torch.rad2deg(from_upright).cpu(), "degrees from upright"
+    return first[:, 0].cpu(), "first parameter"
+
+
+def _planes(figure: Any, card: Scorecard) -> None:
+    """Draw z and state in the plane, by class and by pose."""
+    axes = figure.subplots(1, 4, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
+    pose = _pose(card)
+    labels = None if card.test.labels is None else card.test.labels[:SHOWN].cpu()
+    for index, (name, x) in enumerate((("z", card.test.z[:, 0]), ("state", card.states))):
+        by_class, by_pose = axes[index], axes[2 + index]
+        if x is None:
+            _absent(by_class, "no state: an encoder alone")
+            _absent(by_pose, "no state: an encoder alone")
+            continue
+        points, how = _project(x[:SHOWN])
+        if labels is None:
+            _absent(by_class, "no labels")
+        else:
+            by_class.scatter(*points.T, c=labels.numpy() % 20, cmap="tab20", vmin=0, vmax=19, s=7, linewidths=0)
+            by_class.set_title(f"{name}, by class ({how})", fontsize=10)
+        if pose is None:
+            _absent(by_pose, "absolute parameters are not known")
+        else:
+            drawn = by_pose.scatter(*points.T, c=pose[0].numpy(), cmap="viridis", s=7, linewidths=0)
+            by_pose.set_title(f"{name}, by pose ({how})", fontsize=10)
+            figure.colorbar(drawn, ax=by_pose, label=pose[1])
+
+
+def _neighbours(figure: Any, card: Scorecard) -> None:
+    """Test sources nearest to a few queries, by z of the first view and by state."""
+    pictures = card.test.pictures
+    count = 0 if pictures is None else len(pictures)
+    image = pictures is not None and pictures.ndim == 5 and pictures.shape[2] in (1, 3)
+    if pictures is None or count < NEIGHBOURS + QUERIES or not image:
+        axis = figure.subplots(1, 1)
+        return _absent(axis, "neighbours are drawn for image views of more sources")
+    grid = figure.subplots(QUERIES, 2 * NEIGHBOURS + 3, squeeze=False)
+    figure.suptitle(
+        "Nearest by cosine among the first test sources: left by z of a view, right by the state", fontsize=10
+    )
+    queries = torch.linspace(0, count - 1, QUERIES).long().tolist()
+    for row, query in enumerate(queries):
+        cells = [(query, "query")]
+        for name, x in (("z", card.test.z[:count, 0]), ("state", card.states)):
+            if x is None:
+                cells += [(None, "")] * (NEIGHBOURS + 1)
+                continue
+            near = torch.nn.functional.normalize(x[:count].float().cpu(), dim=1)
+            order = (near @ near[query]).argsort(descending=True)
+            cells += [(None, ""), *[(int(i), name) for i in order if int(i) != query][:NEIGHBOURS]]
+        for axis, (index, title) in zip(grid[row], cells, strict=True):
+            axis.axis("off")
+            if index is not None:
+                view = pictures[index, 0].float().clamp(0, 1).permute(1, 2, 0).squeeze(-1)
+                axis.imshow(view.numpy(), cmap="gray", vmin=0, vmax=1)
+                if row == 0:
+                    axis.set_title(title, fontsize=8)
+    return None

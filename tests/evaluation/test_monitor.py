@@ -1,0 +1,277 @@
+"""The monitor: silent on a healthy run, plain about a collapsing one."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqjepa import CosineSchedule, EMATarget, SeqJEPA
+from seqjepa.evaluation import (
+    Monitor,
+    MonitorReport,
+    Thresholds,
+    batch_norm_drift,
+    feature_deviation,
+    lidar,
+    mean_pairwise_cosine,
+    rankme,
+    target_gap,
+)
+from tests.builders import TinyEncoder
+
+
+class WithGradient(nn.Module):
+    """A target without the stop-gradient: the encoder may make its own task easy."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self._encoder = (encoder,)
+
+    def forward(self, views: Tensor) -> Tensor:
+        return self._encoder[0](views)
+
+    def update(self, encoder: nn.Module) -> None:
+        pass
+
+
+def encoder_of(width: int) -> nn.Module:
+    def block(i: int, o: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+
+    return nn.Sequential(*block(1, 16, 2), *block(16, width, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def batches(steps: int, batch: int = 64) -> Any:
+    """Blurred random pictures, shifted: the action is the shift."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        pictures = F.interpolate(torch.rand(batch, 1, 5, 5, generator=g), size=20, mode="bilinear")
+        at = torch.randint(0, 9, (batch, 3, 2), generator=g)
+        views = torch.stack([
+            torch.stack([picture[:, i : i + 12, j : j + 12] for i, j in where])
+            for picture, where in zip(pictures, at.tolist(), strict=True)
+        ])  # fmt: skip
+        yield views, (at[:, 1:] - at[:, :-1]).float() / 8
+
+
+def train(steps: int, every: int, target: Any = None, width: int = 32) -> tuple[SeqJEPA, list[MonitorReport]]:
+    torch.manual_seed(0)
+    encoder = encoder_of(width)
+    kind = target(encoder) if target else EMATarget(encoder, CosineSchedule(0.98, 1.0, steps))
+    model = SeqJEPA.from_encoder(encoder, action_dim=2, view_shape=(1, 12, 12), target=kind)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    monitor = Monitor(every)
+    for views, actions in batches(steps):
+        out = model(views, actions)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target()
+        extra = {} if target else {"encoder": model.encoder, "target_encoder": model.target}
+        monitor(z=out.z, state=out.state, prediction=out.prediction, target=out.target, **extra)
+    return model, list(monitor.history)
+
+
+def test_it_is_silent_on_a_healthy_run() -> None:
+    _, reports = train(60, every=20)
+    assert [report.step for report in reports] == [20, 40, 60]
+    assert all(report.healthy for report in reports), [str(report) for report in reports]
+
+
+def test_it_names_the_collapse_of_a_run_without_a_stop_gradient() -> None:
+    _, reports = train(60, every=20, target=WithGradient)
+    assert not reports[-1].healthy
+    assert reports[-1].verdict.startswith(("collapsed: all z", "collapsing: z")), str(reports[-1])
+    assert reports[-1].gap is not None
+    assert reports[-1].gap < 0.01
+
+
+def low_rank(rows: int, width: int, rank: int) -> Tensor:
+    return torch.randn(rows, rank) @ torch.randn(rank, width)
+
+
+def test_it_names_a_dimensional_collapse() -> None:
+    monitor = Monitor(every=1)
+    assert monitor(z=low_rank(600, 512, 2)).verdict == "collapsing: z has effective rank 2 of 512"  # type: ignore[union-attr]
+    healthy = torch.randn(600, 512)
+    state = Monitor(every=1)(z=healthy, state=low_rank(600, 128, 3))
+    assert state is not None
+    assert state.verdict == "collapsing: state has effective rank 3 of 128"
+
+
+def test_all_rows_one_way_are_a_collapse_whatever_the_noise_around() -> None:
+    report = Monitor(every=1)(z=5 + 0.1 * torch.randn(100, 64))
+    assert report is not None
+    assert report.verdict == "collapsed: all z point one way (mean cosine 1.000)"
+
+
+def test_a_collapse_that_is_being_left_is_said_so() -> None:
+    monitor = Monitor(every=1)
+    monitor(z=low_rank(600, 512, 2))
+    report = monitor(z=low_rank(600, 512, 9))
+    assert report is not None
+    assert report.verdict.startswith("recovering: z has effective rank 9 of 512, 2 at the last report")
+    stuck = monitor(z=low_rank(600, 512, 9))
+    assert stuck is not None
+    assert stuck.verdict.startswith("collapsing: z has effective rank")
+
+
+def test_a_fall_is_told_from_the_highest_rank() -> None:
+    monitor = Monitor(every=2)
+    for rank in (200, 200, 100, 40):
+        monitor(z=low_rank(600, 256, rank))
+        monitor(z=low_rank(600, 256, rank))
+    verdicts = [report.verdict for report in monitor.history]
+    assert verdicts[:3] == ["ok", "ok", "ok"]
+    assert verdicts[3].startswith("falling: z has effective rank 3")
+    assert verdicts[3].endswith("at step 2") or verdicts[3].endswith("at step 4")
+
+
+def test_predictions_that_fit_any_target_are_blind() -> None:
+    z, target = torch.randn(64, 32), torch.randn(64, 16)
+    shuffled = Monitor(every=1)(z=z, prediction=torch.ones(64, 16), target=target)
+    own = Monitor(every=1)(z=z, prediction=target + 0.1 * torch.randn(64, 16), target=target)
+    assert shuffled is not None
+    assert own is not None
+    assert shuffled.verdict.startswith("blind: predictions fit shuffled targets as well as their own (gap ")
+    assert own.healthy
+
+
+def test_a_target_whose_batch_norm_is_far_off_is_drifting() -> None:
+    encoder = TinyEncoder()
+    target = EMATarget(encoder)
+    target.encoder.bn1.running_mean += 5
+    report = Monitor(every=1)(encoder=encoder, target_encoder=target)
+    assert report is not None
+    assert report.drift == pytest.approx(batch_norm_drift(encoder, target))
+    assert report.verdict.startswith("drifting: the target's batch norm is 4.5 deviations from")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_is_reported_not_raised(value: float) -> None:
+    z = torch.randn(8, 3, 4)
+    z[1, 2, 3] = value
+    monitor = Monitor(every=1)
+    report = monitor(z=z, state=torch.randn(8, 5))
+    assert report is not None
+    assert report.verdict == "broken: z holds NaN or infinity"
+    both = monitor(z=z, state=z[:, 2])
+    assert both is not None
+    assert both.verdict == "broken: z and state hold NaN or infinity"
+    after = monitor(z=torch.randn(8, 3, 4))
+    assert after is not None
+    assert after.healthy
+
+
+def test_the_numbers_are_those_of_the_functions() -> None:
+    z, state = torch.rand(40, 3, 16), torch.randn(40, 8)
+    prediction, target = torch.randn(40, 6), torch.randn(40, 6)
+    report = Monitor(every=1)(z=z, state=state, prediction=prediction, target=target)
+    assert report is not None
+    assert report.z is not None
+    assert report.state is not None
+    for health, x in ((report.z, z.flatten(0, 1)), (report.state, state)):
+        assert health.rank == pytest.approx(rankme(x))
+        assert health.cosine == pytest.approx(mean_pairwise_cosine(x))
+        assert health.deviation == pytest.approx(feature_deviation(x).mean().item())
+        assert (health.rows, health.width) == tuple(x.shape)
+    assert report.z.lidar == pytest.approx(lidar(z))
+    assert report.state.lidar is None
+    assert report.gap == pytest.approx(target_gap(prediction, target))
+    assert report.drift is None
+    assert asdict(report)["z"]["rank"] == report.z.rank
+
+
+def test_dead_features_are_counted() -> None:
+    z = torch.randn(50, 8)
+    z[:, :2] = 0
+    report = Monitor(every=1)(z=z)
+    assert report is not None
+    assert report.z is not None
+    assert report.z.dead == 0.25
+    assert "25% dead" in str(report)
+
+
+def test_a_report_is_one_line() -> None:
+    report = Monitor(every=1)(z=torch.randn(40, 3, 16), state=torch.randn(40, 8))
+    line = str(report)
+    assert "\n" not in line
+    assert line.startswith("step 1 | z: rank ")
+    assert " | state: rank " in line
+    assert line.endswith(" | ok")
+
+
+def test_it_reports_when_due_and_keeps_a_bounded_history() -> None:
+    monitor = Monitor(every=3, history=2)
+    got = [monitor(z=torch.randn(8, 4)) for _ in range(10)]
+    assert [i + 1 for i, report in enumerate(got) if report] == [3, 6, 9]
+    assert [report.step for report in monitor.history] == [6, 9]
+
+
+def test_a_call_that_is_not_due_reads_nothing() -> None:
+    meta = torch.randn(8, 4, device="meta")  # has no values to read
+    monitor = Monitor(every=5)
+    for _ in range(4):
+        assert monitor(z=meta, state=meta, prediction=meta, target=meta) is None
+
+
+def test_rows_bound_the_cost_and_keep_sources_whole() -> None:
+    report = Monitor(every=1, rows=30)(z=torch.randn(40, 4, 16), state=torch.randn(40, 8))
+    assert report is not None
+    assert report.z is not None
+    assert report.state is not None
+    assert report.z.rows == 28
+    assert report.state.rows == 30
+
+
+def test_it_leaves_the_run_as_it_is() -> None:
+    z = torch.randn(8, 3, 4, requires_grad=True)
+    before = torch.get_rng_state()
+    Monitor(every=1)(z=z, state=z[:, 0])
+    assert torch.equal(torch.get_rng_state(), before)
+    z.sum().backward()
+    half = Monitor(every=1)(z=torch.randn(64, 16).bfloat16())
+    assert half is not None
+    assert half.healthy
+    with torch.autocast("cpu", torch.bfloat16):
+        exact = Monitor(every=1)(z=z)
+    again = Monitor(every=1)(z=z)
+    assert exact == again
+
+
+def test_thresholds_are_settings() -> None:
+    z = torch.rand(64, 16)
+    strict = Monitor(every=1, thresholds=Thresholds(cosine=0.5))(z=z)
+    assert strict is not None
+    assert strict.verdict.startswith("collapsed: all z point one way")
+    assert Monitor(every=1)(z=z).healthy  # type: ignore[union-attr]
+
+
+def test_wrong_input_is_refused() -> None:
+    x = torch.randn(8, 4)
+    wrong: list[dict[str, Any]] = [{"every": 0}, {"history": 0}, {"rows": 1}]
+    for settings in wrong:
+        with pytest.raises(ValueError, match=r"every and history must be at least 1, and rows at least 2; got"):
+            Monitor(**settings)
+    with pytest.raises(ValueError, match=r"needs something to look at"):
+        Monitor(every=1)()
+    with pytest.raises(ValueError, match=r"prediction and target are compared, so both must be given"):
+        Monitor(every=1)(prediction=x)
+    with pytest.raises(ValueError, match=r"encoder and target_encoder are compared, so both must be given"):
+        Monitor(every=1)(z=x, encoder=TinyEncoder())
+    with pytest.raises(ValueError, match=r"one shape, \(B, D\); got \(8, 4\) and \(8, 3\)"):
+        Monitor(every=1)(prediction=x, target=x[:, 1:])
+    with pytest.raises(ValueError, match=r"one shape, \(B, D\); got \(8, 4\) and \(7, 4\)"):
+        Monitor(every=1)(prediction=x, target=x[1:])
+    with pytest.raises(ValueError, match=r"z must be \(B, T, D\) or \(B, D\) with B at least 2; got shape \(8,\)"):
+        Monitor(every=1)(z=x[:, 0])
+    with pytest.raises(ValueError, match=r"state must be \(B, D\) with B at least 2; got shape \(1, 4\)"):
+        Monitor(every=1)(state=x[:1])
+    with pytest.raises(TypeError, match=r"z must be floating point; got torch.int64"):
+        Monitor(every=1)(z=x.long())
+    with pytest.raises(TypeError, match=r"state must be a torch.Tensor; got list"):
+        Monitor(every=1)(state=x.tolist())  # type: ignore[arg-type]

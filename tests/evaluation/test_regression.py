@@ -1,0 +1,282 @@
+"""R² of linear and MLP regressions, and angles of rotations."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.neural_network import MLPRegressor
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from seqjepa.evaluation import Regression, regression_r2, rotation_error
+from seqjepa.groups import Rotation3D
+
+SMALL: dict[str, Any] = {"hidden": (64, 64)}
+
+
+def linear_data(n: int = 400, d: int = 20, noise: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Targets of three scales and offsets, linear in ill-scaled features, with noise."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * n, d, generator=g) @ torch.randn(d, d, generator=g) * torch.logspace(-2, 2, d) + 3
+    y = (x - 3) / torch.logspace(-2, 2, d) @ torch.randn(d, 3, generator=g) / d**0.5
+    y = (y + noise * torch.randn(2 * n, 3, generator=g)) * torch.tensor([1.0, 10.0, 0.1]) + torch.tensor(
+        [0.0, 50.0, 3.0]
+    )
+    return x[:n], y[:n], x[n:], y[n:]
+
+
+def curved_data(n: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Targets that no linear map tells: products and a sine, with a little noise."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * n, 8, generator=g)
+    y = torch.stack([x[:, 0] * x[:, 1], (2 * x[:, 2]).sin() + x[:, 3].abs()], 1) + 0.1 * torch.randn(
+        2 * n, 2, generator=g
+    )
+    return x[:n], y[:n], x[n:], y[n:]
+
+
+@pytest.mark.parametrize("l2", [1e-4, 1e-1, 10.0])
+def test_the_linear_fit_is_scikit_learn_s_ridge(l2: float) -> None:
+    x, y, tx, ty = linear_data()
+    scaler = StandardScaler().fit(x.double().numpy())
+    mean, std = y.double().mean(0), y.double().std(0, correction=0)
+    reference = Ridge(alpha=l2 * len(x)).fit(scaler.transform(x.double().numpy()), ((y - mean) / std).numpy())
+    expected = torch.tensor(reference.predict(scaler.transform(tx.double().numpy()))) * std + mean
+    got = regression_r2(x, y, tx, ty, hidden=(), l2=l2)
+    torch.testing.assert_close(got.predictions.double(), expected, rtol=1e-3, atol=1e-3)
+    assert got.mean == pytest.approx(r2_score(ty.numpy(), expected.numpy()), abs=1e-4)
+    assert got.per_output == pytest.approx(r2_score(ty.numpy(), expected.numpy(), multioutput="raw_values"), abs=1e-4)
+    assert got.l2 == l2
+    assert got.steps is None
+
+
+def test_without_regularisation_it_is_least_squares_also_where_features_repeat() -> None:
+    x, y, tx, ty = (part.double() for part in linear_data())
+    expected = regression_r2(x, y, tx, ty, hidden=(), l2=0.0)
+    twice = regression_r2(x.repeat(1, 2), y, tx.repeat(1, 2), ty, hidden=(), l2=0.0)
+    torch.testing.assert_close(twice.predictions, expected.predictions, rtol=1e-6, atol=1e-6)
+    ones = torch.ones(len(x), 1, dtype=x.dtype)
+    solution = torch.linalg.lstsq(torch.cat([x, ones], 1), y, driver="gelsd").solution
+    torch.testing.assert_close(expected.predictions, torch.cat([tx, ones], 1) @ solution, rtol=1e-6, atol=1e-6)
+
+
+def test_the_chosen_regularisation_is_near_the_best_for_new_rows() -> None:
+    x, y, tx, ty = linear_data(n=60, d=50, noise=8.0)
+    grid = (1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    each = {l2: regression_r2(x, y, tx, ty, hidden=(), l2=l2).mean for l2 in grid}
+    chosen = regression_r2(x, y, tx, ty, hidden=(), l2=grid)
+    assert chosen.mean > max(each.values()) - 0.05
+    assert chosen.mean > each[1e-6] + 0.2
+    assert chosen.mean == each[chosen.l2 or 0.0]
+
+
+def test_the_mlp_agrees_with_scikit_learn_s() -> None:
+    x, y, tx, ty = curved_data(3000)
+    mean, std = y.mean(0), y.std(0)
+    reference = MLPRegressor(
+        hidden_layer_sizes=(64, 64),
+        early_stopping=True,
+        batch_size=256,
+        n_iter_no_change=20,
+        random_state=0,
+        max_iter=400,
+    )
+    reference.fit(x.numpy(), ((y - mean) / std).numpy())
+    expected = r2_score(ty.numpy(), reference.predict(tx.numpy()) * std.numpy() + mean.numpy())
+    got = regression_r2(x, y, tx, ty, **SMALL)
+    assert got.mean > 0.9
+    assert abs(got.mean - expected) < 0.01
+    assert regression_r2(x, y, tx, ty, hidden=()).mean < 0.3
+
+
+def test_an_mlp_of_pure_noise_stays_near_zero_instead_of_far_below() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, 100, generator=g), torch.randn(400, 3, generator=g)
+    got = regression_r2(x[:200], y[:200], x[200:], y[200:], hidden=(256, 256))
+    assert -0.05 < got.mean < 0.05
+    assert got.chance <= 0
+
+
+def test_the_best_round_is_kept_not_the_last() -> None:
+    x, y, tx, ty = linear_data(n=120, d=100, noise=3.0)
+    early, late = (regression_r2(x, y, tx, ty, hidden=(256,), max_epochs=n) for n in (300, 1))
+    assert early.steps is not None
+    assert late.steps is not None
+    assert late.steps <= 1
+    assert early.mean > -0.1
+
+
+def naive_r2(y: Tensor, o: Tensor) -> tuple[float, float]:
+    n, k = y.shape
+    per = []
+    for j in range(k):
+        mean = sum(float(v) for v in y[:, j]) / n
+        per.append(
+            1 - sum(float(y[i, j] - o[i, j]) ** 2 for i in range(n)) / sum((float(v) - mean) ** 2 for v in y[:, j])
+        )
+    m = sum(float(v) for v in y.flatten()) / (n * k)
+    error = sum(float(v) ** 2 for v in (y - o).flatten())
+    return sum(per) / k, 1 - error / sum((float(v) - m) ** 2 for v in y.flatten())
+
+
+@given(st.integers(3, 12), st.integers(1, 4))
+def test_both_forms_of_r2_are_what_their_formulas_say(n: int, k: int) -> None:
+    x, y = torch.randn(2 * n, 3).double(), (torch.randn(2 * n, k) + torch.arange(k)).double()
+    got = regression_r2(x[:n], y[:n], x[n:], y[n:], hidden=(), l2=1.0)
+    mean, pooled = naive_r2(y[n:], got.predictions)
+    assert (got.mean, got.pooled) == pytest.approx((mean, pooled), rel=1e-9)
+    chance = naive_r2(y[n:], y[:n].mean(0).expand(n, k))
+    assert (got.chance, got.pooled_chance) == pytest.approx(chance, rel=1e-9)
+
+
+def test_a_constant_scores_zero_in_one_form_and_0_23_on_quaternions_in_the_other() -> None:
+    g = torch.Generator().manual_seed(0)
+    euler = math.pi * (torch.rand(40_000, 3, generator=g) - 0.5)  # 3DIEBench's box
+    q = Rotation3D.from_euler(euler)
+    relative = Rotation3D().relative(q[:20_000], q[20_000:])
+    noise = torch.randn(20_000, 2, generator=g)
+    got = regression_r2(noise[:10_000], relative[:10_000], noise[10_000:], relative[10_000:], hidden=())
+    assert got.chance == pytest.approx(0, abs=1e-3)
+    assert got.pooled_chance == pytest.approx(0.23, abs=0.03)
+    assert got.pooled == pytest.approx(got.pooled_chance, abs=1e-3)
+
+
+def test_offsets_and_scales_of_features_and_targets_change_nothing() -> None:
+    x, y, tx, ty = curved_data(500)
+    for settings in ({"hidden": ()}, {**SMALL, "max_epochs": 5}):
+        plain = regression_r2(x, y, tx, ty, **settings)
+        moved = regression_r2(4 * x + 8, 100 + 64 * y, 4 * tx + 8, 100 + 64 * ty, **settings)
+        assert moved.mean == pytest.approx(plain.mean, abs=2e-3)
+
+
+def test_one_output_may_come_as_a_vector() -> None:
+    x, y, tx, ty = linear_data()
+    column = regression_r2(x, y[:, :1], tx, ty[:, :1], hidden=())
+    vector = regression_r2(x, y[:, 0], tx, ty[:, 0], hidden=())
+    assert vector.predictions.shape == (len(tx),)
+    assert vector.mean == column.mean == pytest.approx(vector.pooled)
+
+
+def test_sources_make_the_interval_honest() -> None:
+    g = torch.Generator().manual_seed(0)
+    source = torch.arange(50).repeat_interleave(8)
+    of_source = torch.randn(100, 1, generator=g)
+    x = torch.randn(800, 1, generator=g)
+    both = torch.cat([source, source + 50])
+    y = x + of_source[both]  # the error is the source's
+    args = x[:400], y[:400], x[400:], y[400:]
+    named = regression_r2(*args, hidden=(), l2=1e-3, test_sources=source)
+    unnamed = regression_r2(*args, hidden=(), l2=1e-3)
+    assert named.mean == pytest.approx(unnamed.mean)
+    width, narrow = (r.interval.high - r.interval.low for r in (named, unnamed))
+    assert width > 1.3 * narrow
+    assert named.interval.low < named.mean < named.interval.high
+    assert named.pooled_interval.low < named.pooled < named.pooled_interval.high
+
+
+@pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
+def test_one_seed_one_result_whatever_the_caller_works_under(settings: dict[str, Any]) -> None:
+    x, y, tx, ty = curved_data(300)
+    before = torch.get_rng_state()
+    first = regression_r2(x, y, tx, ty, **settings)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        second = regression_r2(x.clone(), y.clone(), tx.clone(), ty.clone(), **settings)
+    third = regression_r2(x.clone().requires_grad_(), y, tx, ty, **settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.predictions, second.predictions)
+    assert torch.equal(first.predictions, third.predictions)
+    assert not first.predictions.requires_grad
+    assert first.interval == second.interval
+    assert regression_r2(x, y, tx, ty, **settings, seed=1).interval != first.interval
+
+
+def test_the_result_prints_as_one_line() -> None:
+    got = regression_r2(*linear_data(), hidden=(), l2=1.0)
+    assert isinstance(got, Regression)
+    assert str(got).startswith(f"R² {got.mean:.3f} [")
+    assert f"{got.pooled:.3f} [" in str(got)
+    assert "\n" not in str(got)
+    assert "tensor" not in repr(got)
+
+
+def test_wrong_input_is_refused() -> None:
+    x, y, tx, ty = linear_data(n=30)
+    constant = y.clone()
+    constant[:, 1] = 3.3
+    with pytest.raises(ValueError, match=r"train_y has none in 30 rows of output 1\. Drop"):
+        regression_r2(x, constant, tx, ty)
+    with pytest.raises(ValueError, match=r"test_y has none in 30 rows of output 1\. Drop"):
+        regression_r2(x, y, tx, constant)
+    with pytest.raises(ValueError, match=r"test_y has none in 1 rows of output 0, 1, 2"):
+        regression_r2(x, y, tx[:1], ty[:1])
+    with pytest.raises(ValueError, match=r"train_y must be finite; 30 of 30 rows"):
+        regression_r2(x, y * torch.nan, tx, ty)
+    with pytest.raises(ValueError, match=r"got 30 rows of train_x, 29 rows of train_y"):
+        regression_r2(x, y[1:], tx, ty)
+    with pytest.raises(ValueError, match=r"got 30 rows of test_x, 29 rows of test_y"):
+        regression_r2(x, y, tx, ty[1:])
+    with pytest.raises(ValueError, match=r"one number of outputs; got 3 and 2"):
+        regression_r2(x, y, tx, ty[:, :2])
+    with pytest.raises(ValueError, match=r"one encoder; got widths 20 and 19"):
+        regression_r2(x, y, tx[:, 1:], ty)
+    with pytest.raises(TypeError, match=r"train_y must be floating point; got torch.int64"):
+        regression_r2(x, y.long(), tx, ty)
+    with pytest.raises(TypeError, match=r"train_y must be a torch.Tensor; got list"):
+        regression_r2(x, y.tolist(), tx, ty)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"test_y must have the axes \(N, K\); got shape \(30, 3, 1\)"):
+        regression_r2(x, y, tx, ty[..., None])
+    with pytest.raises(ValueError, match=r"hidden lists the widths .* got \(8, 0\)"):
+        regression_r2(x, y, tx, ty, hidden=(8, 0))
+    with pytest.raises(ValueError, match=r"max_epochs must be at least 1; got 0"):
+        regression_r2(x, y, tx, ty, max_epochs=0)
+    for l2 in (-1.0, (), (1.0, -1e-9)):
+        with pytest.raises(ValueError, match=r"l2 must be at least 0"):
+            regression_r2(x, y, tx, ty, hidden=(), l2=l2)
+    one = torch.zeros(30, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"two rows \(or sources\) at least; got 30 rows of one source"):
+        regression_r2(x, y, tx, ty, hidden=(), train_sources=one)
+    assert regression_r2(x, y, tx, ty, hidden=(), l2=1.0, train_sources=one).l2 == 1.0
+
+
+def test_the_angle_is_right_whatever_the_length_and_the_sign() -> None:
+    g = torch.Generator().manual_seed(0)
+    truth = Rotation3D.random(300, generator=g)
+    turn = torch.rand(300, generator=g) * math.pi
+    axis = torch.nn.functional.normalize(torch.randn(300, 3, generator=g), dim=1)
+    by = torch.cat([axis * (turn / 2).sin()[:, None], (turn / 2).cos()[:, None]], 1)
+    predicted = Rotation3D().compose(truth, by) * torch.linspace(-3, 2.9, 300)[:, None]
+    got = rotation_error(predicted, truth)
+    torch.testing.assert_close(got.degrees, torch.rad2deg(turn), atol=1e-2, rtol=0)
+    assert got.mean == pytest.approx(torch.rad2deg(turn).mean().item(), abs=1e-2)
+    assert got.median == pytest.approx(torch.rad2deg(turn).median().item(), abs=1e-2)
+    assert got.interval.low < got.mean < got.interval.high
+    assert str(got).startswith(f"{got.mean:.1f}° [")
+
+
+def test_chance_is_that_of_other_rows() -> None:
+    g = torch.Generator().manual_seed(0)
+    uniform = Rotation3D.random(3000, generator=g)
+    expected = math.degrees(math.pi / 2 + 2 / math.pi)  # the mean angle of a Haar rotation
+    assert rotation_error(uniform, uniform).chance == pytest.approx(expected, abs=1)
+    few = Rotation3D.random(5, generator=g)
+    pairs = [math.degrees(Rotation3D().distance(few[i], few[j])) for i in range(5) for j in range(5) if i != j]
+    assert rotation_error(few, few).chance == pytest.approx(sum(pairs) / 20, abs=1e-3)
+
+
+def test_wrong_rotations_are_refused() -> None:
+    q = Rotation3D.random(6)
+    with pytest.raises(ValueError, match=r"have a direction; some are zero"):
+        rotation_error(torch.zeros(6, 4), q)
+    with pytest.raises(ValueError, match=r"predicted must be quaternions x y z w, \(M, 4\); got shape \(6, 3\)"):
+        rotation_error(q[:, :3], q)
+    with pytest.raises(ValueError, match=r"got 5 rows of predicted, 6 rows of actual"):
+        rotation_error(q[1:], q)
+    with pytest.raises(ValueError, match=r"length"):
+        rotation_error(q, 2 * q)
+    with pytest.raises(ValueError, match=r"actual must be finite"):
+        rotation_error(q, q * torch.nan)
