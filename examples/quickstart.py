@@ -98,7 +98,7 @@ def train(digits: Tensor, embedder: nn.Module, steps: int, seed: int, name: str)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for step in (progress := tqdm(range(steps), desc=name, unit="step")):
         batch = digits[torch.randint(len(digits), (BATCH,), generator=generator)]
-        views, actions, _ = make_views(batch, OBSERVED + 1, generator)
+        views, actions, *_ = make_views(batch, OBSERVED + 1, generator)
         out = model(views, actions)
         optimizer.zero_grad()
         out.loss.backward()
@@ -115,7 +115,7 @@ def represent(model: SeqJEPA, digits: Tensor, draws: int, generator: torch.Gener
     """Draw five views of every digit, `draws` times: z of the last view, states of the last one, three and five."""
     rows = []
     for _ in range(draws):
-        views, actions, parameters = make_views(digits, 5, generator)
+        views, actions, parameters = make_views(digits, 5, generator)[:3]
         z, e = model.encode(views), model.embed(actions)
         states = {f"state {m}": model.aggregate(z[:, 5 - m :], e[:, 5 - m :]) for m in (1, 3, 5)}
         rows.append({"z": z[:, -1], **states, "parameters": parameters[:, -1]})
@@ -177,7 +177,7 @@ def measure(model: SeqJEPA, split: tuple[Tensor, Tensor, Tensor, Tensor], seed: 
 
 
 def draw_views(figure: SubFigure, digits: Tensor, generator: torch.Generator) -> None:
-    views, actions, _ = make_views(digits, OBSERVED + 1, generator)
+    views, actions, *_ = make_views(digits, OBSERVED + 1, generator)
     figure.suptitle("Views of a digit, and the action (turn, down, right) to the next")
     for (row, t), axis in np.ndenumerate(figure.subplots(len(digits), OBSERVED + 1)):
         axis.imshow(views[row, t, 0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)

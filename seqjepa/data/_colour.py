@@ -41,7 +41,8 @@ def shift_hue(images: Images, turns: Float[Tensor, "N"]) -> Images:
     sixth = sixth + (6 * turns)[:, None, None]
     shifted = torch.empty_like(images)
     for channel, n in enumerate((5.0, 3.0, 1.0)):
-        k = torch.remainder(sixth + n, 6.0)
+        k = sixth + n
+        k = k - 6 * (k / 6).floor()  # the remainder, several times faster than torch.remainder
         share = torch.minimum(k, 4 - k).clamp_(0, 1)
         torch.addcmul(value, chroma, share, value=-1, out=shifted[:, channel])
     return shifted

@@ -21,7 +21,8 @@ from seqjepa.types import ViewSequence
 __all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews"]
 
 JITTER = {"brightness": Translation(1), "contrast": Translation(1), "saturation": Translation(1), "hue": Hue()}
-CHUNK = 2**18  # numbers of an image batch at a time: what a CPU core's cache holds, several times over
+# Numbers of an image batch at a time: on a CPU its temporaries should stay in the cache, on a GPU fill it.
+CHUNK = {"cpu": 2**18, "cuda": 2**26}
 ATTEMPTS = 10  # to draw a crop that fits, as in torchvision
 
 
@@ -77,8 +78,8 @@ class Augmentation:
         for name, most in (("crop_area", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
-                limit = f"at most {most:g}" if most < math.inf else "above 0"
-                raise ValueError(f"{name} is (lowest, highest), above 0 and {limit}; got {(low, high)}.")
+                limit = f" and at most {most:g}" if most < math.inf else ""
+                raise ValueError(f"{name} is (lowest, highest), above 0{limit}; got {(low, high)}.")
 
 
 class AugmentationParameters(NamedTuple):
@@ -129,8 +130,8 @@ class AugmentedViews:
 
     In the frame of the view an action means the same wherever the current crop lies, and can be read off the two
     views; a crop's place in the whole image cannot be known from the crop. The paper takes plain differences, 9 numbers
-    by default. Two things that the released code does are left out: it normalises the parameters across the views of a
-    sequence, so that an action depends on views not yet seen; and it does not wrap the hue.
+    by default. Two faults of the released code are not repeated: it normalises the parameters across the views of a sequence, so
+    that an action depends on views not yet seen, and it does not wrap the hue.
 
     Args:
         num_views: V = T + 1, the observed views and the predicted one, at least 2.
@@ -333,8 +334,9 @@ class AugmentedViews:
         self._check_fit(images, parameters)
         views = images.new_empty(len(images), parameters.crop.shape[1], images.shape[1], self.size, self.size)
         per_image = max(images[0].numel(), views[0].numel())
-        for start in range(0, len(images), max(1, CHUNK // per_image)):
-            rows = slice(start, start + max(1, CHUNK // per_image))
+        chunk = max(1, CHUNK.get(images.device.type, CHUNK["cuda"]) // per_image)
+        for start in range(0, len(images), chunk):
+            rows = slice(start, start + chunk)
             part = AugmentationParameters(*(field[rows] for field in parameters))
             views[rows] = self._render_chunk(images[rows], part)
         return views

@@ -170,7 +170,7 @@ def _check_same_size(images: Sequence[Tensor], names: Sequence[str]) -> None:
 
 def _unit_range(images: Tensor, names: Sequence[str]) -> Tensor:
     """Refuse normalised images and NaN; cut off what a bicubic resize leaves just outside [0, 1]."""
-    low, high = images.flatten(1).aminmax(dim=1)
+    low, high = images.flatten(1).amin(dim=1), images.flatten(1).amax(dim=1)  # faster than aminmax
     good = (low >= -0.25) & (high <= 1.25)  # also False of NaN
     if not bool(good.all()):
         k = int((~good).nonzero()[0])
