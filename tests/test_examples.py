@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,3 +21,44 @@ def test_the_quickstart_trains_measures_and_draws(tmp_path: Path) -> None:
     assert all(value <= 1 for name, value in table.items() if name.startswith("R²"))
     assert "with actions: 100%" in result.stderr
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
+
+
+def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name in ("beds", "sofas"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = noise.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    labelled, unlabelled = tmp_path / "images", tmp_path / "images" / "beds"
+    for label, options in {
+        "digits": ["--steps", "5"],
+        "labelled": ["--steps", "2", "--images", str(labelled), "--compare", "--fixations", "uniform"],
+        "unlabelled": ["--steps", "1", "--images", str(unlabelled), "--preset", "gpu"],
+    }.items():
+        output = tmp_path / "figures" / label
+        command = [sys.executable, "-W", "error", "examples/saccades.py", *options, "--output", str(output)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        rows = [line for line in result.stdout.splitlines() if line.startswith(("accuracy %", "R² "))]
+        table = {row[:22].strip(): [float(number) for number in row[22:].split()] for row in rows}
+        assert ("accuracy %, state 5" in table) == (label != "unlabelled")
+        assert len(table["R² position, z"]) == (2 if label == "labelled" else 1)
+        assert all(value <= 1 for name, values in table.items() for value in values if name.startswith("R²"))
+        assert "with actions: 100%" in result.stderr
+        assert {path.name for path in output.iterdir()} == {"saccades.png", "views.png"}
+
+
+def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
+    options = ["--objects", "160", "--steps", "5", "--output", str(tmp_path)]
+    command = [sys.executable, "-W", "error", "examples/objects3d.py", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = [line for line in result.stdout.splitlines() if line.startswith(("accuracy %", "R² ", "error °"))]
+    table = {row[:22].strip(): float(row[22:]) for row in rows}
+    assert set(table) >= {"accuracy %, z", "accuracy %, state 5", "R² rotation, z", "R² rotation, state 1"}
+    assert 6 < table["accuracy %, z"] < 100
+    assert all(value <= 1 for name, value in table.items() if name.startswith("R²"))
+    assert 60 < table["error °, z"] < 180
+    assert "with actions: 100%" in result.stderr
+    assert (tmp_path / "objects3d.png").stat().st_size > 10_000

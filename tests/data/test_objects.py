@@ -76,6 +76,8 @@ def _march(kind: int, origin: Tensor, direction: Tensor, taper: float, margin: f
         distance = signed_distance(kind, origin + t[:, None] * direction, taper) + margin
         closest = torch.minimum(closest.double(), distance)
         t = t + distance.clamp(min=0) / speed
+        if ((distance < 1e-9) | (distance > 2000)).all():  # there, or far beyond
+            break
     return torch.where(closest < 1e-6, t, torch.inf), closest
 
 
@@ -142,6 +144,14 @@ def test_a_ray_along_an_axis_is_as_good_as_any(kind: int) -> None:
             assert enter(kind, origin + 1.5 * torch.eye(3)[axis - 1], direction, 1.0) == torch.inf
 
 
+def test_neither_form_of_a_cone_s_root_is_alone() -> None:
+    """The quadratic of a ray parallel to the side has no square; that of one from the side's extension no constant."""
+    cone = torch.tensor(0.0)
+    parallel = enter_cylinder(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([-0.5, 0.0, -1.0]), cone)
+    from_above = enter_cylinder(torch.tensor([1.0, 0.0, 3.0]), torch.tensor([-0.7, 0.4, -3.0]), cone)
+    torch.testing.assert_close(torch.stack([parallel, from_above]), torch.tensor([1.5, 1.0]))
+
+
 # Pictures
 
 
@@ -165,15 +175,25 @@ def random_light(views: int, g: torch.Generator) -> Light:
     return Light.above(draw[0] * math.pi / 4, draw[1] * 2 * math.pi, draw[2])
 
 
-def march_world(solids: Solids, rotation: Tensor, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """t, whether hit or miss is certain, and unit normals in the world, of the first object's only part."""
-    frame = rotation.double() @ solids.frame[0, 0].double()
-    inverse, centre = torch.linalg.inv(frame), rotation.double() @ solids.centre[0, 0].double()
-    kind, taper = int(solids.kind[0, 0]), float(solids.taper[0, 0])
-    start, local = (origin.double() - centre) @ inverse.T, direction.double() @ inverse.T
-    t, certain = march(kind, start.expand_as(local), local, taper, graze=1e-3)
-    normal = gradient(kind, start + t[:, None] * local, taper) @ inverse
-    return t, certain, torch.nn.functional.normalize(normal, dim=1)
+def march_world(
+    solids: Solids, rotation: Tensor, origin: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """t, whether hit or miss is certain, unit normals in the world and albedos, of the first object's nearest part."""
+    count = len(direction)
+    nearest, certain = torch.full((count,), torch.inf).double(), torch.ones(count, dtype=torch.bool)
+    normals, albedos = torch.zeros(count, 3).double(), torch.zeros(count).double()
+    for part, kind in enumerate(solids.kind[0].tolist()):
+        if kind == EMPTY:
+            continue
+        inverse = torch.linalg.inv(rotation.double() @ solids.frame[0, part].double())
+        centre, taper = rotation.double() @ solids.centre[0, part].double(), float(solids.taper[0, part])
+        start, local = (origin.double() - centre) @ inverse.T, direction.double() @ inverse.T
+        t, sure = march(kind, start.expand_as(local), local, taper, graze=1e-3)
+        normal = torch.nn.functional.normalize(gradient(kind, start + t[:, None] * local, taper) @ inverse, dim=1)
+        closer, certain = t < nearest, certain & sure
+        nearest, albedos[closer] = torch.minimum(t, nearest), solids.albedo[0, part].double()
+        normals[closer] = normal[closer]
+    return nearest, certain, normals, albedos
 
 
 def pixel_rays(camera: Camera, size: int) -> Tensor:
@@ -189,14 +209,25 @@ def pixel_rays(camera: Camera, size: int) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("kind", "taper"), [(BOX, 1.0), (ELLIPSOID, 1.0), (CYLINDER, 1.0), (CYLINDER, 0.4)])
-def test_silhouette_and_shading_are_those_of_a_ray_marcher(kind: int, taper: float, seed: int) -> None:
+def test_silhouette_and_shading_of_a_solid_are_those_of_a_ray_marcher(kind: int, taper: float, seed: int) -> None:
     g = generator(seed)
-    size, camera, solids = 24, Camera.facing(), one_solid(kind, taper, g)
+    compare_with_marcher(one_solid(kind, taper, g), g, share=0.95)
+
+
+@pytest.mark.parametrize("name", ["airplane", "chair", "mug"])
+def test_of_an_object_the_nearest_part_is_seen(name: str) -> None:
+    label = torch.tensor([list(CLASSES).index(name)])
+    compare_with_marcher(build(torch.tensor([0]), label, 0), generator(3), share=0.9)
+
+
+def compare_with_marcher(solids: Solids, g: torch.Generator, share: float) -> None:
+    """Outline and colours; where two faces or parts meet a pixel may fall to either, on at most 1 − `share` of them."""
+    size, camera = 24, Camera.facing()
     rotation = Rotation3D.to_matrix(Rotation3D.random(1, generator=g))
     light = random_light(1, g)
     layers = render_solids(solids, rotation, camera, light, size=size, samples=1)
     rays = pixel_rays(camera, size)
-    t, certain, normal = march_world(solids, rotation[0], camera.position, rays)
+    t, certain, normal, albedo = march_world(solids, rotation[0], camera.position, rays)
     seen = layers.coverage[0, 0].flatten() > 0
     assert torch.equal(seen[certain], t.isfinite()[certain])
     assert 20 < seen.sum() < size * size / 2
@@ -206,23 +237,25 @@ def test_silhouette_and_shading_are_those_of_a_ray_marcher(kind: int, taper: flo
     lit = (normal * to_lamp).sum(dim=1).clamp(min=0) / far * (light.position.norm() / far) ** 2
     facing = -(normal * rays).sum(dim=1).clamp(max=0) / rays.norm(dim=1)
     tint = hue_to_rgb(light.hue, 0.4)
-    expected = solids.albedo[0, 0] * (AMBIENT + FILL * facing[:, None] + KEY * lit[:, None] * tint)
+    expected = albedo[:, None] * (AMBIENT + FILL * facing[:, None] + KEY * lit[:, None] * tint)
     hit = seen & t.isfinite()
     error = (layers.colour[0].flatten(1).T - expected)[hit].abs().amax(dim=1)
-    assert error.quantile(0.95) < 1e-3  # the rest lie on an edge between two faces
+    assert error.quantile(share) < 1e-3
 
 
+@pytest.mark.parametrize("fill", [0.6, 2.0])  # of the second, the shadow reaches the border
 @pytest.mark.parametrize(("kind", "taper"), [(BOX, 1.0), (ELLIPSOID, 1.0), (CYLINDER, 0.4)])
-def test_the_shadow_lies_where_the_floor_does_not_see_the_lamp(kind: int, taper: float) -> None:
+def test_the_shadow_lies_where_the_floor_does_not_see_the_lamp(kind: int, taper: float, fill: float) -> None:
     g = generator(5)
-    size, camera, solids = 24, Camera.facing(elevation=1.0, fill=0.6), one_solid(kind, taper, g)
+    size, camera, solids = 24, Camera.facing(elevation=1.0, fill=fill), one_solid(kind, taper, g)
     rotation, light = Rotation3D.to_matrix(Rotation3D.random(1, generator=g)), random_light(1, g)
     layers = render_solids(solids, rotation, camera, light, size=size, samples=1)
     rays = pixel_rays(camera, size)
     floor = camera.position + ((-1 - camera.position[2]) / rays[:, 2])[:, None] * rays
-    t, _, _ = march_world(solids, rotation[0], light.position[0], floor - light.position)
+    t, _, _, _ = march_world(solids, rotation[0], light.position[0], floor - light.position)
     dark = (t.isfinite() & (t < 1)).double().reshape(size, size)
     assert dark.sum() > 10
+    assert (dark[-1].sum() + dark[:, -1].sum() + dark[:, 0].sum() > 0) == (fill > 1)
     soft = torch.empty(size, size, dtype=torch.float64)  # the mean with the neighbours there are
     for i in range(size):
         for j in range(size):
@@ -232,7 +265,7 @@ def test_the_shadow_lies_where_the_floor_does_not_see_the_lamp(kind: int, taper:
 
 def test_the_floor_is_lit_as_lambert_says() -> None:
     g = generator(1)
-    size, camera, light, floor_hue = 6, Camera.facing(), random_light(2, g), torch.rand(2, generator=g)
+    size, camera, light, floor_hue = 4, Camera.facing(), random_light(2, g), torch.rand(2, generator=g)
     colour, coverage, shadow = (torch.rand(2, n, size, size, generator=g) for n in (3, 1, 1))
     got = lay_over_floor(Layers(0.1 * colour, coverage, shadow), floor_hue, camera, light)
     rays = pixel_rays(camera, size)

@@ -34,6 +34,12 @@ class Camera(NamedTuple):
         position: (3,) in the world, outside the ball of radius 1 that holds the object.
         axes: (3, 3), its rows the directions right, down and forward in the world: a rotation.
         half_width: tangent of half the angle of view.
+
+    Examples:
+        >>> from seqjepa.data import RenderedObjects
+        >>> above = RenderedObjects(16, size=32, camera=Camera.facing(elevation=1.2))      # nearly straight down
+        >>> Camera.facing().position.norm()
+        tensor(4.)
     """
 
     position: Float[Tensor, "3"]
