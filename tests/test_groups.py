@@ -271,6 +271,26 @@ def test_a_product_keeps_its_parts_by_name() -> None:
     torch.testing.assert_close(EXAMPLE.distance(EXAMPLE.relative(t0, t1), EXAMPLE.identity()), total)
 
 
+def test_products_are_equal_where_parts_and_order_are() -> None:
+    first, second = Product({"a": Hue(), "b": Scale()}), Product({"a": Hue(), "b": Scale()})
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != Product({"b": Scale(), "a": Hue()})
+    assert first != Product({"a": Hue(), "b": Hue()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_circular_actions_keep_their_precision(dtype: torch.dtype) -> None:
+    for group, half in ((Rotation2D(), math.pi), (Hue(), 0.5)):
+        t = torch.tensor([[0.25], [7.0], [-9.0]], dtype=dtype)
+        assert group.relative(t, t.flip(0)).dtype == dtype
+        if dtype == torch.float64:
+            below = torch.nextafter(torch.tensor([-half], dtype=dtype), torch.tensor([-9.0], dtype=dtype))
+            a = group.relative(torch.zeros_like(below), below)
+            assert -half <= a < half
+            assert group.distance(a, torch.full_like(a, -half)) < 1e-14
+
+
 def test_descriptions_are_in_plain_units() -> None:
     group = Product({"turn": Rotation2D(), "hue": Hue(), "size": Scale(), "shift": Translation(2), "flip": Flip()})
     action = torch.tensor([math.pi / 6, 0.25, math.log(2), 0.5, -1, 1])
@@ -287,22 +307,34 @@ UNIT = torch.tensor([0.0, 0.0, 0.0, 1.0])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Rotation3D().relative(UNIT, 1.1 * UNIT), "t1 holds others. Divide by the length"),
+        (
+            lambda: Rotation3D().relative(UNIT, 1.1 * UNIT),
+            r"length 1 \(within 0.001\) in t1; got 1.1 at \[\]. Divide by the length",
+        ),
         (lambda: Rotation3D().relative(UNIT * 0, UNIT), "Quaternions must have length 1"),
         (lambda: Rotation3D().inverse(UNIT * torch.nan), "Quaternions must have length 1"),
         (lambda: Rotation3D().compose(UNIT[:3], UNIT), r"4 numbers of Rotation3D .* got shape \(3,\)"),
         (lambda: Rotation3D.from_euler(torch.zeros(4)), r"3 numbers of Euler angles .* got shape \(4,\)"),
-        (lambda: Rotation3D.from_matrix(-torch.eye(3)), r"determinant \+1"),
-        (lambda: Rotation3D.from_matrix(2 * torch.eye(3)), "orthogonal"),
+        (lambda: Rotation3D.from_matrix(-torch.eye(3)), r"determinant \+1; got -1"),
+        (lambda: Rotation3D.from_matrix(2 * torch.eye(3)), "the identity within 0.01; got 3"),
         (lambda: Rotation3D.from_matrix(torch.zeros(2, 3)), r"axes \(…, 3, 3\); got shape \(2, 3\)"),
         (lambda: Rotation3D.from_6d(torch.ones(6)), "different directions"),
         (lambda: Translation(0), "at least one number; got 0"),
         (lambda: Translation(2).relative(torch.zeros(3), torch.zeros(3)), r"2 numbers of Translation .* \(3,\)"),
         (lambda: Hue().apply(torch.zeros(1), torch.tensor(0.0)), r"1 number of Hue .* got shape \(\)"),
-        (lambda: Scale().relative(torch.tensor([1.0]), torch.tensor([0.0])), "above 0; t1 holds others"),
-        (lambda: Crop().relative(torch.ones(5), torch.zeros(5)), "sides of a window must be above 0; t1"),
+        (lambda: Scale().relative(torch.tensor([1.0]), torch.tensor([0.0])), r"above 0 in t1; got 0 at \[0\]"),
+        (
+            lambda: Crop().relative(torch.ones(5), torch.zeros(5)),
+            r"sides of a window must be above 0 in t1; got 0 at \[0\]",
+        ),
         (lambda: Translation(2).path_composition(torch.zeros(2)), r"\(…, T, A\); got shape \(2,\)"),
         (lambda: Product({}), "at least one group"),
+        (lambda: Hue().describe(torch.zeros(2, 1)), r"describe takes one action, \(1,\); got shape \(2, 1\)"),
+        (lambda: EXAMPLE.describe(torch.zeros(2, 12)), r"describe takes one action, \(12,\)"),
+        (
+            lambda: Product({"hue": Hue()}).join({"hue": torch.zeros(3, 2)}),
+            r"hue must hold the 1 number of the part 'hue'",
+        ),
         (lambda: EXAMPLE.columns("colour"), "Unknown part 'colour'; this Product has 'turn', 'pose'"),
         (lambda: EXAMPLE.join({"turn": torch.zeros(1)}), "exactly these parts; got 'turn'"),
     ],

@@ -39,13 +39,13 @@ def shift_hue(images: Images, turns: Float[Tensor, "N"]) -> Images:
         value == r, (g - b) * inverse, torch.where(value == g, (b - r) * inverse + 2, (r - g) * inverse + 4)
     )
     sixth = sixth + (6 * turns)[:, None, None]
-    shifted = torch.empty_like(images)
-    for channel, n in enumerate((5.0, 3.0, 1.0)):
+    shifted = []
+    for n in (5.0, 3.0, 1.0):
         k = sixth + n
         k = k - 6 * (k / 6).floor()  # the remainder, several times faster than torch.remainder
         share = torch.minimum(k, 4 - k).clamp_(0, 1)
-        torch.addcmul(value, chroma, share, value=-1, out=shifted[:, channel])
-    return shifted
+        shifted.append(torch.addcmul(value, chroma, share, value=-1))
+    return torch.stack(shifted, dim=1)
 
 
 def _blend(images: Images, other: Tensor, factor: Float[Tensor, "N"]) -> Images:

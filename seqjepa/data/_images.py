@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from seqjepa._checks import check_axes
 
 __all__ = ["check_images", "check_num_views"]
 
+LOWEST, HIGHEST = -0.25, 1.25
 
-def check_images(images: Tensor) -> None:
-    """Raise unless `images` are (B, C, H, W), floating point and finite. Reads the values: one synchronisation."""
+
+def check_images(images: Tensor, *, any_range: bool = False) -> None:
+    """Raise unless `images` are (B, C, H, W), floating point, finite and about [0, 1]. Synchronises once.
+
+    A little beyond [0, 1] is let through: resizing by cubic convolution overshoots.
+    """
     check_axes("images", images, "B C H W")
     if 0 in images.shape:
         raise ValueError(f"A batch needs at least one image of at least one pixel; got shape {tuple(images.shape)}.")
-    finite = torch.isfinite(images.flatten(1).sum(dim=1, dtype=torch.float32))
+    low, high = images.detach().flatten(1).amin(dim=1), images.detach().flatten(1).amax(dim=1)  # NaN goes through both
+    finite = low.isfinite() & high.isfinite()
+    valid = finite if any_range else finite & (low >= LOWEST) & (high <= HIGHEST)
+    if bool(valid.all()):
+        return
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise ValueError(
             f"Images must be finite; {len(rows)} of {len(images)} hold NaN or infinity, at rows {rows[:8]}"
             f"{' …' if len(rows) > 8 else ''}. Look at what decoded or scaled them."
         )
+    raise ValueError(
+        f"Images are numbers in [0, 1]; got {low.min():.4g} to {high.max():.4g}. Divide bytes by 255; normalise the "
+        "views, not the images."
+    )
 
 
 def check_num_views(num_views: int) -> None:

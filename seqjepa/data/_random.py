@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["draw_indices", "generator_device", "index_at", "normal", "uniform"]
+__all__ = ["draw_indices", "generator_device", "index_at", "uniform"]
 
 
 def generator_device(generator: torch.Generator | None, device: torch.device | str) -> torch.device:
@@ -25,13 +25,6 @@ def uniform(
     """Float32 numbers, uniform in [low, high)."""
     draws = torch.rand(shape, generator=generator, device=generator_device(generator, device))
     return (low + (high - low) * draws).to(device)
-
-
-def normal(
-    shape: tuple[int, ...], *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-) -> Float[Tensor, "..."]:
-    """Float32 numbers, standard normal."""
-    return torch.randn(shape, generator=generator, device=generator_device(generator, device)).to(device)
 
 
 def draw_indices(weights: Float[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Int[Tensor, "B"]:

@@ -130,8 +130,8 @@ class AugmentedViews:
 
     In the frame of the view an action means the same wherever the current crop lies, and can be read off the two
     views; a crop's place in the whole image cannot be known from the crop. The paper takes plain differences, 9 numbers
-    by default. Two faults of the released code are not repeated: it normalises the parameters across the views of a sequence, so
-    that an action depends on views not yet seen, and it does not wrap the hue.
+    by default. Two faults of the released code are not repeated: it normalises the parameters across the views of a
+    sequence, so that an action depends on views not yet seen, and it does not wrap the hue.
 
     Args:
         num_views: V = T + 1, the observed views and the predicted one, at least 2.
@@ -141,12 +141,13 @@ class AugmentedViews:
         action: the parts of an action, in their order.
         frame: "view" or "image", of the crop's action.
         interpolation: "bicubic" or "bilinear", both antialiased.
-        blur_kernel: taps of the blur, odd; None is the paper's, 2 · round((size − 10) / 20) + 1: 3 at 32 px, 7 at 64.
+        blur_kernel: taps of the blur, odd; None is the paper's, 2 · round((size − 10) / 20) + 1, at least 3: 3 at
+            32 px, 7 at 64.
 
     Shapes:
-        images (B, 3, H, W) in [0, 1] → views (B, V, 3, size, size) in [0, 1], actions (B, V − 1, A),
-        parameters [`AugmentationParameters`][seqjepa.data.AugmentationParameters]. Images of one channel, (B, 1, H, W),
-        where no jitter or grey is asked for.
+        images (B, 3, H, W) in [0, 1] → views (B, V, 3, size, size) in [0, 1], actions (B, V − 1, A), float32,
+        parameters [`AugmentationParameters`][seqjepa.data.AugmentationParameters]. Images of any channels where no
+        jitter or grey is asked for.
 
     Raises:
         ValueError: fewer than two views; a size below 1; unknown or repeated parts; a crop larger than its image;
@@ -232,10 +233,12 @@ class AugmentedViews:
     def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
         """Draw settings for `num_views` views of each image, make the views, and say how they differ."""
         check_images(images)
+        if images.shape[1] != 3:
+            self._check_grey()
         sides = images.shape[-2], images.shape[-1]
         parameters = self.draw(len(images), sides, generator=generator, device=images.device)
-        actions = self.group.actions(self.elements(parameters, sides)).to(images.dtype)
-        return ViewSequence(self.render(images, parameters), actions, parameters, None, self.group)
+        actions = self.group.actions(self.elements(parameters, sides))
+        return ViewSequence(self._render(images, parameters), actions, parameters, None, self.group)
 
     def draw(
         self,
@@ -332,6 +335,10 @@ class AugmentedViews:
         """
         check_images(images)
         self._check_fit(images, parameters)
+        return self._render(images, parameters)
+
+    def _render(self, images: Tensor, parameters: AugmentationParameters) -> Tensor:
+        """A part of the batch at a time, so that what is between the steps stays near the processor."""
         views = images.new_empty(len(images), parameters.crop.shape[1], images.shape[1], self.size, self.size)
         per_image = max(images[0].numel(), views[0].numel())
         chunk = max(1, CHUNK.get(images.device.type, CHUNK["cuda"]) // per_image)
@@ -367,15 +374,20 @@ class AugmentedViews:
 
     @property
     def _kernel(self) -> int:
-        return self.blur_kernel or max(1, 2 * round((self.size - 10) / 20) + 1)
+        # The paper's formula gives one tap below 20 px, which blurs nothing: then three.
+        return self.blur_kernel or max(3, 2 * round((self.size - 10) / 20) + 1)
+
+    def _check_grey(self) -> None:
+        """Raise where colour would be changed; for images of one channel."""
+        if any(getattr(settings, name) for settings in (self.observed, self.predicted) for name in ("jitter", "grey")):
+            raise ValueError(
+                "Jitter and grey are for colour images, (B, 3, H, W). For images of other channels set jitter and grey "
+                "to 0 in both Augmentations."
+            )
 
     def _check_fit(self, images: Tensor, parameters: AugmentationParameters) -> None:
-        coloured = (parameters.jitter != parameters.jitter.new_tensor([1, 1, 1, 0])).any() | parameters.grey.any()
-        if images.shape[1] != 3 and (images.shape[1] != 1 or bool(coloured)):
-            raise ValueError(
-                f"Jitter and grey are for colour images, (B, 3, H, W); got shape {tuple(images.shape)}. "
-                "For images of one channel set jitter and grey to 0 in both Augmentations."
-            )
+        if images.shape[1] != 3:
+            self._check_grey()
         top, left, height, width = parameters.crop.unbind(-1)
         h, w = images.shape[-2:]
         inside = (top >= 0) & (left >= 0) & (height >= 1) & (width >= 1) & (top + height <= h) & (left + width <= w)

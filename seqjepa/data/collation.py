@@ -69,7 +69,8 @@ def collate(items: Sequence[Any]) -> ImageBatch | ViewSequence:
 
     Raises:
         ValueError: images, saliency maps or views of different sizes; a saliency map of another size than its image;
-            floating-point images outside [0, 1] or not finite; labels here and none there.
+            floating-point images outside [0, 1] or not finite; labels here and none there; view sequences of a single
+            view.
         TypeError: items of an unknown kind; labels that are not numbers.
 
     Examples:
@@ -229,6 +230,11 @@ def _stack_sequences(items: Sequence[Any], names: Sequence[str]) -> ViewSequence
             raise ValueError(
                 "A dataset's ViewSequence is one source without the batch axis, views (T+1, C, H, W) and actions (T, "
                 f"A); {name} has {tuple(item.views.shape)} and {tuple(item.actions.shape)}."
+            )
+        if len(item.actions) == 0:
+            raise ValueError(
+                f"A sequence has at least two views, so that there is an action (T ≥ 1); {name} has one view. Let the "
+                "dataset yield more views of each source."
             )
     views, actions, labels = (
         _stack([_label(getattr(item, field), name) for item, name in zip(items, names, strict=True)], field, names)

@@ -39,13 +39,14 @@ class RotatedViews:
         degrees: angles are uniform in [−degrees, degrees], counter-clockwise; above 0, at most 180, which is all.
         shift: shifts are uniform in [−shift, shift], down and to the right, in sides of a view; from 0, below ½.
         scale: (smallest, largest) magnification, above 0; uniform in their logarithm.
-        size: side of a view in pixels; None is the shorter side of the images.
+        size: side of a view in pixels; None is the shorter side of the images. Larger images are shrunk, antialiased,
+            as far as the smallest magnification needs.
         border: "disc", "inside" or "zero".
 
     Shapes:
         images (B, C, H, W) in [0, 1] → views (B, V, C, size, size), actions (B, V − 1, A), parameters (B, V, A). The
-        last two hold the angle (radians); then, if there are shifts, the shift down and right (sides of a view);
-        then, if there are scales, the magnification (of which an action is the logarithm). `group` is
+        last two, float32, hold the angle (radians); then, if there are shifts, the shift down and right (sides of a
+        view); then, if there are scales, the magnification (of which an action is the logarithm). `group` is
         [`Rotation2D`][seqjepa.groups.Rotation2D], or a [`Product`][seqjepa.groups.Product] of "rotation", "shift" and
         "scale".
 
@@ -97,9 +98,9 @@ class RotatedViews:
     def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
         """Draw a turn, and what else there is, for every view; make the views; and say how they differ."""
         check_images(images)
-        parameters = self.draw(len(images), generator=generator, device=images.device).to(images.dtype)
+        parameters = self.draw(len(images), generator=generator, device=images.device)
         actions = self.group.actions(parameters)
-        return ViewSequence(self.render(images, parameters), actions, parameters, None, self.group)
+        return ViewSequence(self._render(images, parameters), actions, parameters, None, self.group)
 
     def draw(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
@@ -130,12 +131,18 @@ class RotatedViews:
             True
         """
         check_images(images)
-        batch, views = parameters.shape[:2]
-        if batch != len(images) or parameters.shape[2:] != (self.group.dim,):
+        if len(parameters) != len(images) or parameters.shape[2:] != (self.group.dim,):
             raise ValueError(
                 f"Parameters must be (B, V, {self.group.dim}), one row an image; got {tuple(parameters.shape)} for "
                 f"{len(images)} images."
             )
+        if not bool(parameters.isfinite().all()):
+            raise ValueError("Parameters must be finite; got NaN or infinity. Look at what computed them.")
+        return self._render(images, parameters.to(images.device, torch.float32))
+
+    def _render(self, images: Tensor, parameters: Float[Tensor, "B V A"]) -> Tensor:
+        """In float32 where places are computed: half precision would be pixels off."""
+        batch, views = parameters.shape[:2]
         height, width = images.shape[-2:]
         size = self.size or min(height, width)
         turns = parameters[..., 0]
@@ -147,15 +154,21 @@ class RotatedViews:
             torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2)) * (self._extent() / scale)[..., None, None]
         )
         offset = -back @ (2 * shift.flip(-1))[..., None]  # x before y, and half sides
-        shorter = min(height, width) / torch.tensor([width, height], device=images.device, dtype=images.dtype)
+        shorter = min(height, width) / torch.tensor([width, height], device=images.device)
         affine = torch.cat([back, offset], dim=-1) * shorter[:, None]
         grid = F.affine_grid(affine.flatten(0, 1), [batch * views, 1, size, size], align_corners=False)
-        source = images.repeat_interleave(views, dim=0)
+        # Where a pixel of the view covers several of the image, shrink the image first: no pixel is skipped.
+        covered = min(height, width) / size * self._extent() / self.scale[0]
+        if covered > 1.5:
+            sides = [max(1, round(side / covered)) for side in (height, width)]
+            images = F.interpolate(images.float(), sides, mode="bilinear", antialias=True).to(images.dtype)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        source = images.to(dtype).repeat_interleave(views, dim=0)
         padding = "zeros" if self.border == "zero" else "border"  # never reached beyond half a pixel
-        out = F.grid_sample(source, grid.to(images.dtype), mode="bilinear", padding_mode=padding, align_corners=False)
+        out = F.grid_sample(source, grid.to(dtype), mode="bilinear", padding_mode=padding, align_corners=False)
         if self.border == "disc":
             out = torch.lerp(torch.full_like(out[:1, :1], 0.5), out, _disc(size, out.device).to(out.dtype))
-        return out.unflatten(0, (batch, views))
+        return out.to(images.dtype).unflatten(0, (batch, views))
 
     def _extent(self) -> float:
         """How much of the image's shorter side a view of magnification 1 shows."""

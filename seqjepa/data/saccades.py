@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -65,7 +67,7 @@ class SaccadeViews:
     Raises:
         ValueError: settings or inputs that break a rule above; saliency that is not finite, negative, all zero, of
             another size, or zero wherever the fovea fits; a fovea larger than the image; images with NaN.
-        TypeError: images or saliency that are not floating point.
+        TypeError: images or saliency that are not floating point; a number of views or a fovea that is not whole.
 
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3, predictive learning across saccades. The released code reads
@@ -93,6 +95,9 @@ class SaccadeViews:
     scales_as: Literal["channels", "views"] = "channels"
 
     def __post_init__(self) -> None:
+        for name in ("num_views", "fovea"):
+            if not isinstance(number := getattr(self, name), Integral):
+                raise TypeError(f"{name} must be a whole number; got {number!r}. Convert it with int().")
         check_num_views(self.num_views)
         if self.fovea < 1:
             raise ValueError(f"The fovea is at least one pixel wide; got fovea={self.fovea}.")
@@ -114,7 +119,8 @@ class SaccadeViews:
         self._check_scales()
 
     def _check_scales(self) -> None:
-        if 1 not in self.scales or min(self.scales) < 1 or len(set(self.scales)) < len(self.scales):
+        sound = all(1 <= scale < math.inf for scale in self.scales)  # False of NaN, too
+        if 1 not in self.scales or not sound or len(set(self.scales)) < len(self.scales):
             raise ValueError(
                 "scales must be different numbers, 1 (the fovea) and wider ones, such as (1, 2, 4); "
                 f"got {tuple(self.scales)}."
@@ -298,8 +304,9 @@ class SaccadeViews:
         if side == self.fovea:
             return patches
         size = (self.fovea, self.fovea)
-        small = F.interpolate(patches.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
-        return small.unflatten(0, patches.shape[:2])
+        wide = patches.flatten(0, 1).to(torch.promote_types(patches.dtype, torch.float32))  # antialiased in these alone
+        small = F.interpolate(wide, size, mode="bilinear", antialias=True, align_corners=False)
+        return small.to(patches.dtype).unflatten(0, patches.shape[:2])
 
     def _check_fits(self, images: Tensor) -> None:
         if self.fovea > min(images.shape[2:]):

@@ -60,7 +60,7 @@ def spectral_residual(
         >>> 60 <= row < 66, 20 <= column < 26
         (True, True)
     """
-    check_images(images)
+    check_images(images, any_range=True)
     if size is not None and size < 3:
         raise ValueError(f"size must leave at least 3 pixels, the width of the local mean; got {size}.")
     if not smoothing > 0:

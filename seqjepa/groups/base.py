@@ -93,6 +93,11 @@ class Group(ABC):
     def _check(self, **elements: Tensor) -> None:
         check_elements(type(self).__name__, self.dim, **elements)
 
+    def _check_one(self, a: Tensor) -> None:
+        self._check(a=a)
+        if a.ndim != 1:
+            raise ValueError(f"describe takes one action, ({self.dim},); got shape {tuple(a.shape)}. Take one row.")
+
 
 def check_elements(group: str, dim: int, **elements: Tensor) -> None:
     """Raise unless each is a floating tensor whose last axis has `dim` numbers."""
@@ -106,9 +111,10 @@ def check_elements(group: str, dim: int, **elements: Tensor) -> None:
         check_floating(name, element)
 
 
-def check_values(valid: Tensor, message: str) -> None:
-    """Raise with `message` unless all are valid. Reads the values: one synchronisation, and none inside a graph."""
-    if torch.compiler.is_compiling() or valid.is_meta:
+def check_values(valid: Tensor, values: Tensor, rule: str, way_out: str) -> None:
+    """Raise unless all are valid, and say which value was not. One synchronisation, and none inside a graph."""
+    if torch.compiler.is_compiling() or valid.is_meta or bool(valid.all()):
         return
-    if not bool(valid.all()):
-        raise ValueError(message)
+    where = tuple((~valid).nonzero()[0].tolist())
+    came = values.broadcast_to(valid.shape)[where].item()
+    raise ValueError(f"{rule}; got {came:.4g} at {list(where)}. {way_out}")

@@ -66,7 +66,7 @@ class Flip(Group):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Whether it flips."""
-        self._check(a=a)
+        self._check_one(a)
         return "flip" if a.item() > 0.5 else "no flip"
 
 
@@ -144,7 +144,7 @@ class Crop(Group):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Shift in windows, sizes as ratios."""
-        self._check(a=a)
+        self._check_one(a)
         y, x, height, width, flip = a.tolist()
         words = f"{y:+.2f} down, {x:+.2f} right, ×{math.exp(height):.2f} high, ×{math.exp(width):.2f} wide"
         return words + (", flip" if flip > 0.5 else "")
@@ -152,9 +152,8 @@ class Crop(Group):
     def _check_windows(self, **windows: Tensor) -> None:
         self._check(**windows)
         for name, window in windows.items():
-            check_values(
-                window[..., 2:4] > 0, f"The sides of a window must be above 0; {name} holds others. Drop empty crops."
-            )
+            sides = window[..., 2:4]
+            check_values(sides > 0, sides, f"The sides of a window must be above 0 in {name}", "Drop empty crops.")
 
 
 def _mirror(element: Tensor) -> Tensor:

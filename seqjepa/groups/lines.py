@@ -60,7 +60,7 @@ class _Additive(Group):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """The numbers, signed."""
-        self._check(a=a)
+        self._check_one(a)
         return ", ".join(f"{number:+.2f}" for number in a.tolist())
 
 
@@ -94,7 +94,7 @@ class _Circular(_Additive):
     def _canonical(self, a: Tensor) -> Tensor:
         half = self._period / 2
         wrapped = torch.remainder(a + half, self._period) - half
-        wrapped = wrapped - self._period * (wrapped >= half)  # the remainder of -1e-9 rounds to a whole period
+        wrapped = torch.where(wrapped >= half, wrapped - self._period, wrapped)  # the remainder of -1e-9 is rounded up
         return torch.where((a >= -half) & (a < half), a, wrapped)  # to the last bit what needs no wrapping
 
     @property
@@ -125,7 +125,7 @@ class Rotation2D(_Circular):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Degrees."""
-        self._check(a=a)
+        self._check_one(a)
         return ", ".join(f"{math.degrees(number):+.0f}°" for number in a.tolist())
 
 
@@ -159,7 +159,7 @@ class Hue(_Circular):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Degrees on the colour circle."""
-        self._check(a=a)
+        self._check_one(a)
         return ", ".join(f"{360 * number:+.0f}°" for number in a.tolist())
 
 
@@ -196,10 +196,10 @@ class Scale(_Additive):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """The ratio."""
-        self._check(a=a)
+        self._check_one(a)
         return ", ".join(f"×{math.exp(number):.2f}" for number in a.tolist())
 
     def _check_sizes(self, **sizes: Tensor) -> None:
         self._check(**sizes)
         for name, size in sizes.items():
-            check_values(size > 0, f"A size must be above 0; {name} holds others. A Scale's action is a logarithm.")
+            check_values(size > 0, size, f"A size must be above 0 in {name}", "A Scale's action is a logarithm.")

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.groups.base import Group
+from seqjepa.groups.base import Group, check_elements
 
 __all__ = ["Product"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product(Group):
     """Several groups at once: an action holds the numbers of each, in the order of their names.
 
@@ -52,6 +52,13 @@ class Product(Group):
                     f"The part {name!r} of a Product must be a seqjepa.groups.Group; got {type(group).__name__}."
                 )
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the parts are the same in the same order: the order is that of the numbers."""
+        return isinstance(other, Product) and list(self.groups.items()) == list(other.groups.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.groups.items()))
+
     @property
     def dim(self) -> int:
         """The sum of the parts' dim."""
@@ -80,6 +87,8 @@ class Product(Group):
                 f"A Product of {', '.join(map(repr, self.groups))} is joined of exactly these parts; "
                 f"got {', '.join(map(repr, parts)) or 'none'}."
             )
+        for name, group in self.groups.items():
+            check_elements(f"the part {name!r}", group.dim, **{name: parts[name]})
         return torch.cat([parts[name] for name in self.groups], dim=-1)
 
     def identity(
@@ -115,6 +124,7 @@ class Product(Group):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Each part by name."""
+        self._check_one(a)
         parts = self.split(a)
         return "; ".join(f"{name} {group.describe(parts[name])}" for name, group in self.groups.items())
 

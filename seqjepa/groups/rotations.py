@@ -86,6 +86,7 @@ class Rotation3D(Group):
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Angle in degrees, and the axis."""
+        self._check_one(a)
         _check_unit(a=a)
         q = canonical(a)
         angle = 2 * torch.atan2(torch.linalg.vector_norm(q[:3]), q[3]).item()
@@ -141,9 +142,12 @@ class Rotation3D(Group):
         check_elements("rotation matrix", 3, matrix=matrix)
         if matrix.ndim < 2 or matrix.shape[-2] != 3:
             raise ValueError(f"A rotation matrix has the axes (…, 3, 3); got shape {tuple(matrix.shape)}.")
-        gram = matrix @ matrix.mT - torch.eye(3, dtype=matrix.dtype, device=matrix.device)
-        proper = (gram.abs().amax((-2, -1)) < 1e-2) & (torch.linalg.det(matrix.detach().float()) > 0)
-        check_values(proper, "A rotation matrix is orthogonal with determinant +1; got others. Is one a reflection?")
+        error = (matrix @ matrix.mT - torch.eye(3, dtype=matrix.dtype, device=matrix.device)).abs().amax((-2, -1))
+        check_values(
+            error < 1e-2, error, "R Rᵀ of a rotation matrix R is the identity within 0.01", "Orthonormalise it."
+        )
+        determinant = torch.linalg.det(matrix.detach().float())
+        check_values(determinant > 0, determinant, "A rotation matrix has determinant +1", "Others are reflections.")
         rows = [matrix[..., i, j] for i in range(3) for j in range(3)]
         xx, xy, xz, yx, yy, yz, zx, zy, zz = rows
         outer = torch.stack([
@@ -166,7 +170,7 @@ class Rotation3D(Group):
             tensor([0., 1., 0.])
         """
         _check_unit(q=q)
-        x, y, z, w = q.unbind(-1)
+        x, y, z, w = (q / torch.linalg.vector_norm(q, dim=-1, keepdim=True)).unbind(-1)
         entries = [
             1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
             2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
@@ -204,7 +208,10 @@ class Rotation3D(Group):
         length = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
         check_values(
             (length > 1e-6 * torch.linalg.vector_norm(b, dim=-1, keepdim=True)) & length.isfinite(),
-            "The two columns of a 6-D rotation must point in different directions; got parallel or zero ones.",
+            length,
+            "The two columns of a 6-D rotation must point in different directions, neither zero, the second away from "
+            "the first",
+            "Look at what predicts them.",
         )
         second = rest / length
         return Rotation3D.from_matrix(torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1))
@@ -215,10 +222,11 @@ def _check_unit(**quaternions: Tensor) -> None:
     check_elements("Rotation3D (x y z w)", 4, **quaternions)
     for name, q in quaternions.items():
         tolerance = 1e-3 if q.dtype in (torch.float32, torch.float64) else 2e-2
-        off = (torch.linalg.vector_norm(q.detach(), dim=-1) - 1).abs()
+        length = torch.linalg.vector_norm(q.detach(), dim=-1)
         check_values(
-            off <= tolerance,  # also false of NaN
-            f"Quaternions must have length 1 (within {tolerance:g}); {name} holds others. "
+            (length - 1).abs() <= tolerance,  # also false of NaN
+            length,
+            f"Quaternions must have length 1 (within {tolerance:g}) in {name}",
             f"Divide by the length: {name} / {name}.norm(dim=-1, keepdim=True).",
         )
 

@@ -45,7 +45,7 @@ def one_by_one(sampler: AugmentedViews, image: Tensor, p: AugmentationParameters
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("size", "taps", "sides"), [(32, 3, (32, 32)), (64, 7, (50, 90)), (16, 1, (40, 24))])
+@pytest.mark.parametrize(("size", "taps", "sides"), [(32, 3, (32, 32)), (64, 7, (50, 90)), (16, 3, (40, 24))])
 def test_views_are_those_of_torchvision_sample_by_sample(
     interpolation: str, size: int, taps: int, sides: tuple[int, int]
 ) -> None:
@@ -302,10 +302,19 @@ def test_images_of_one_channel_can_be_cropped_and_blurred() -> None:
     assert views.shape == (4, 3, 1, 8, 8)
 
 
-def test_views_are_in_the_precision_of_the_images() -> None:
-    images = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_views_are_in_the_precision_of_the_images_and_actions_in_float32(dtype: torch.dtype) -> None:
+    images = torch.rand(4, 3, 16, 16).to(dtype)
     batch = AugmentedViews(3, 8)(images, generator=seeded())
-    assert batch.views.dtype == batch.actions.dtype == torch.float64
+    assert batch.views.dtype == dtype
+    assert batch.actions.dtype == torch.float32
+
+
+def test_views_can_be_differentiated_with_respect_to_their_images() -> None:
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    AugmentedViews(3, 8)(images, generator=seeded()).views.sum().backward()
+    assert images.grad is not None
+    assert images.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -359,8 +368,10 @@ def test_bad_images_are_refused() -> None:
     images[2, 1, 3, 4] = torch.nan
     with pytest.raises(ValueError, match=r"1 of 4 hold NaN or infinity, at rows \[2\]"):
         sampler(images)
-    with pytest.raises(ValueError, match=r"Jitter and grey are for colour images, .* got shape \(2, 1, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"Jitter and grey are for colour images, .* set jitter and grey to 0"):
         sampler(torch.rand(2, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"Images are numbers in \[0, 1\]; got .* to 2.* Divide bytes by 255"):
+        sampler(255 * torch.rand(2, 3, 32, 32))
 
 
 def test_a_crop_larger_than_its_image_is_refused() -> None:

@@ -34,7 +34,7 @@ def test_quarter_turns_of_the_image_are_quarter_turns_of_the_view(border: Any, q
 
 def test_angles_and_shifts_and_scales_are_those_of_torchvision() -> None:
     images = torch.rand(4, 3, 24, 24, generator=seeded())
-    sampler = RotatedViews(3, shift=0.2, scale=(0.5, 2.0), border="zero")
+    sampler = RotatedViews(3, shift=0.2, scale=(0.7, 2.0), border="zero")
     parameters = sampler.draw(4, generator=seeded())
     views = sampler.render(images, parameters)
     for b in range(4):
@@ -68,13 +68,13 @@ def test_no_view_reaches_beyond_its_image(
     border: Any, degrees: float, shift: float, low: float, high: float, seed: int
 ) -> None:
     """Every pixel of this image holds its own place, so a view tells where it looks: continue that to its corners."""
-    place = (torch.arange(65.0) + 0.5) / 65 * 2 - 1
+    place = (torch.arange(20.0) + 0.5) / 20  # not so many that the image is shrunk first
     image = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None].expand(8, -1, -1, -1)
     sampler = RotatedViews(4, degrees, shift, (low, high), 16, border)
     parameters = sampler.draw(8, generator=seeded(seed))
     parameters[0, 0, 0] = math.radians(min(degrees, 45.0))
     parameters[0, 0, 1:] = torch.tensor([shift] * 2 * (shift > 0) + [low] * (sampler.scale != (1.0, 1.0)))
-    views = sampler.render(image, parameters)  # (8, 4, 2, 16, 16)
+    views = 2 * sampler.render(image, parameters) - 1  # (8, 4, 2, 16, 16), in [-1, 1] from side to side
     down, right = views[..., 8, 8] - views[..., 7, 8], views[..., 8, 8] - views[..., 8, 7]
     centre = views[..., 7:9, 7:9].mean((-2, -1))
     if border == "inside":
@@ -132,6 +132,23 @@ def test_non_square_images_are_not_stretched() -> None:
         torch.testing.assert_close(whole, middle, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_places_are_computed_in_float32_whatever_the_images_are(dtype: torch.dtype) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=seeded())
+    views, actions, parameters, *_ = RotatedViews()(images.to(dtype), generator=seeded())
+    assert (views.dtype, actions.dtype, parameters.dtype) == (dtype, torch.float32, torch.float32)
+    exact = RotatedViews().render(images.to(dtype).float(), parameters)
+    torch.testing.assert_close(
+        views.float(), exact, rtol=0, atol=torch.finfo(dtype).eps if dtype.itemsize < 4 else 1e-5
+    )
+
+
+def test_a_view_smaller_than_its_image_skips_no_pixel() -> None:
+    board = (torch.arange(96)[:, None] + torch.arange(96)) % 2
+    views = RotatedViews(size=32)(board.float().expand(2, 1, 96, 96), generator=seeded()).views
+    assert views[..., 8:24, 8:24].std() < 0.02  # grey: without antialiasing it is as contrasted as the board
+
+
 def test_the_group_names_its_parts() -> None:
     assert RotatedViews().group == Rotation2D()
     group = RotatedViews(shift=0.1, scale=(0.8, 1.25)).group
@@ -162,3 +179,5 @@ def test_bad_inputs_are_refused() -> None:
         RotatedViews()(torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan)]))
     with pytest.raises(ValueError, match=r"Parameters must be \(B, V, 1\).* got \(2, 4, 3\) for 2 images"):
         RotatedViews().render(torch.rand(2, 1, 8, 8), torch.zeros(2, 4, 3))
+    with pytest.raises(ValueError, match="Parameters must be finite; got NaN"):
+        RotatedViews().render(torch.rand(2, 1, 8, 8), torch.full((2, 4, 1), torch.nan))
