@@ -69,7 +69,10 @@ def _paths(axis: Any, card: Scorecard) -> None:
         return _absent(axis, f"path integration: {card.skipped.get('paths', '')}")
     for variant, curve in card.paths.items():
         if curve:
-            axis.plot(list(curve), [fit.mean for fit in curve.values()], "o-", label=variant, markersize=4)
+            m, fits = list(curve), list(curve.values())
+            (line,) = axis.plot(m, [fit.mean for fit in fits], "o-", label=variant, markersize=4)
+            low, high = [fit.interval.low for fit in fits], [fit.interval.high for fit in fits]
+            axis.fill_between(m, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axis.axhline(0, color="grey", linestyle=":", label="chance")
     axis.set(title="Path integration, R²", xlabel="views in the path, M_val", ylim=(-0.15, 1.05))
     axis.set_xticks(sorted({m for curve in card.paths.values() for m in curve}))
@@ -82,15 +85,24 @@ def _plane(axis: Any, card: Scorecard) -> None:
     if card.top1 is None or card.transformations is None:
         missing = {name: card.skipped[name] for name in ("top1", "transformations") if name in card.skipped}
         return _absent(axis, "\n".join(f"{name}: {why}" for name, why in missing.items()))
-    points = [("z", card.top1.z.accuracy, card.transformations.relative.mean)]
+    points = [("z", card.top1.z, card.transformations.relative)]
     for m, fit in card.from_states.items():
         if m in card.top1.states:
-            points.append((f"state of {m}", card.top1.states[m].accuracy, fit.relative.mean))
+            points.append((f"state of {m}", card.top1.states[m], fit.relative))
+            if fit.blank is not None:
+                points.append((f"state of {m}, blank views", card.top1.states[m], fit.blank))
     for name, accuracy, r2 in points:
-        axis.plot(100 * accuracy, r2, "o", color="tab:orange" if name == "z" else "tab:blue")
-        axis.annotate(name, (100 * accuracy, r2), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        x, y, blank = 100 * accuracy.accuracy, r2.mean, "blank" in name
+        color = "tab:orange" if name == "z" else "grey" if blank else "tab:blue"
+        across = [[max(0.0, x - 100 * accuracy.interval.low)], [max(0.0, 100 * accuracy.interval.high - x)]]
+        along = [[max(0.0, y - r2.interval.low)], [max(0.0, r2.interval.high - y)]]
+        axis.errorbar(x, y, along, None if blank else across, marker="_" if blank else "o", color=color, linewidth=0.8)
+        offset, align = ((-6, -11), "right") if blank else ((6, 4), "left")
+        axis.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=9, ha=align, color=color)
+    low = min(r2.interval.low for _, _, r2 in points)
     axis.margins(0.3)
     axis.axhline(0, color="grey", linestyle=":")
+    axis.set_ylim(min(-0.1, low - 0.05), 1.05)  # one scale for all models: noise around 0 must not fill the page
     axis.set(title="Invariance and equivariance", xlabel="top-1, %", ylabel="R² of the relative transformation")
     return None
 
@@ -104,7 +116,9 @@ def _project(x: Float[Tensor, "N D"]) -> tuple[Any, str]:
         return umap.UMAP(random_state=0).fit_transform(x.numpy()), "UMAP"
     centred = (x - x.mean(dim=0)).double()
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    return (centred @ directions[:2].T).numpy(), "PCA"
+    projected = centred @ directions[:2].T
+    share = projected.square().sum() / centred.square().sum().clamp(min=1e-30)
+    return projected.numpy(), f"PCA, {100 * share:.0f} % of the variance"
 
 
 def _pose(card: Scorecard) -> tuple[Tensor, str] | None:
@@ -144,7 +158,8 @@ def _planes(figure: Any, card: Scorecard) -> None:
         else:
             drawn = by_pose.scatter(*points.T, c=pose[0].numpy(), cmap="viridis", s=7, linewidths=0)
             by_pose.set_title(f"{name}, by pose ({how})", fontsize=10)
-            figure.colorbar(drawn, ax=by_pose, label=pose[1])
+            if index == 1 or card.states is None:
+                figure.colorbar(drawn, ax=by_pose, label=pose[1])
 
 
 def _neighbours(figure: Any, card: Scorecard) -> None:
@@ -155,14 +170,16 @@ def _neighbours(figure: Any, card: Scorecard) -> None:
     if pictures is None or count < NEIGHBOURS + QUERIES or not image:
         axis = figure.subplots(1, 1)
         return _absent(axis, "neighbours are drawn for image views of more sources")
+    from matplotlib.patches import Rectangle
+
     grid = figure.subplots(QUERIES, 2 * NEIGHBOURS + 3, squeeze=False)
-    figure.suptitle(
-        "Nearest by cosine among the first test sources: left by z of a view, right by the state", fontsize=10
-    )
+    labels = card.test.labels
+    framed = "" if labels is None else "; framed: of the query's class"
+    figure.suptitle(f"Nearest by cosine among the first test sources{framed}", fontsize=10)
     queries = torch.linspace(0, count - 1, QUERIES).long().tolist()
     for row, query in enumerate(queries):
         cells = [(query, "query")]
-        for name, x in (("z", card.test.z[:count, 0]), ("state", card.states)):
+        for name, x in (("by z", card.test.z[:count, 0]), ("by the state", card.states)):
             if x is None:
                 cells += [(None, "")] * (NEIGHBOURS + 1)
                 continue
@@ -176,4 +193,8 @@ def _neighbours(figure: Any, card: Scorecard) -> None:
                 axis.imshow(view.numpy(), cmap="gray", vmin=0, vmax=1)
                 if row == 0:
                     axis.set_title(title, fontsize=8)
+                if labels is not None and index != query and int(labels[index]) == int(labels[query]):
+                    height, width = view.shape[:2]
+                    frame = Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="black", linewidth=5)
+                    axis.add_patch(frame)
     return None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.evaluation.features import Features, aggregate_states, evaluating, in_chunks
-from seqjepa.evaluation.probes import Classification, linear_probe
+from seqjepa.evaluation._coordinates import coordinates, rotation_columns
+from seqjepa.evaluation.features import ROWS, Features, aggregate_states, evaluating, in_chunks
+from seqjepa.evaluation.probes import Classification, knn_probe, linear_probe
 from seqjepa.evaluation.regression import regression_r2
 from seqjepa.evaluation.retrieval import PredictionRetrievalError, Retrieval, pre, retrieval
-from seqjepa.evaluation.transformations import HIDDEN, coordinates, group_of, rotation_columns
+from seqjepa.evaluation.transformations import HIDDEN, group_of
 from seqjepa.functional import cosine_distance
 
 __all__ = [
@@ -30,6 +31,7 @@ class Top1:
     Attributes:
         z: of the encoder output of each source's first view.
         states: M_val → of the state of each source's first M views; empty for an encoder alone.
+        knn: "z", and "state of M" for the largest M_val → of the 20 nearest neighbours, for which nothing is fitted.
 
     Examples:
         >>> Top1.__name__
@@ -38,14 +40,15 @@ class Top1:
 
     z: Classification
     states: Mapping[int, Classification]
+    knn: Mapping[str, Classification] = field(default_factory=dict)
 
 
 def top1(model: Any, train: Features, test: Features, *, num_views: Sequence[int] = (1, 3, 5), seed: int = 0) -> Top1:
     """Top-1 accuracy of z and of the state at each M_val: what invariance is worth.
 
-    A linear probe is fitted to the training features and scored on the test features. z is that of the first view, one
-    row a source as in SIE; the state is of the first M views. The paper's claims: the state classifies better than z,
-    and better the more views it has seen. Chance is the share of the commonest class.
+    A linear probe is fitted to the training features and scored on the test features. z is that of the first view, as
+    in SIE; the state is of the first M views. The paper claims that the state classifies better than z, and better the
+    more views it has seen. Chance is the share of the commonest class.
 
     Args:
         model: anything with `aggregate`; unused for the features of an encoder alone.
@@ -72,15 +75,18 @@ def top1(model: Any, train: Features, test: Features, *, num_views: Sequence[int
     """
     if train.labels is None or test.labels is None:
         raise ValueError("Accuracy needs labels; the sequences have none. Give the ViewSequences their labels.")
-    labels = train.labels, test.labels
-
-    def probe(fit: Tensor, score: Tensor) -> Classification:
-        return linear_probe(fit, labels[0], score, labels[1], seed=seed)
-
-    states = {}
+    sets: dict[str | int, tuple[Tensor, Tensor]] = {"z": (train.z[:, 0], test.z[:, 0])}
     for m in num_views if train.e is not None else ():
-        states[m] = probe(aggregate_states(model, train, m), aggregate_states(model, test, m))
-    return Top1(z=probe(train.z[:, 0], test.z[:, 0]), states=states)
+        sets[m] = aggregate_states(model, train, m), aggregate_states(model, test, m)
+    most = max((m for m in sets if isinstance(m, int)), default="z")
+    probes, knn = {}, {}
+    for name, (fit, score) in sets.items():
+        rows = fit, train.labels, score, test.labels
+        probes[name] = linear_probe(*rows, train_sources=train.sources, test_sources=test.sources, seed=seed)
+        if name in ("z", most):
+            key = "z" if name == "z" else f"state of {name}"
+            knn[key] = knn_probe(*rows, k=min(20, len(fit)), test_sources=test.sources, seed=seed)
+    return Top1(z=probes["z"], states={m: fit for m, fit in probes.items() if isinstance(m, int)}, knn=knn)
 
 
 def observation_grid(
@@ -119,9 +125,7 @@ def observation_grid(
         [1, 3]
     """
     if models.keys() != features.keys():
-        raise ValueError(
-            f"Give features for every model; got models of M_tr {list(models)}, features of {list(features)}."
-        )
+        raise ValueError(f"Give features for every model; got models of M_tr {[*models]}, features of {[*features]}.")
     return {
         m_tr: dict(top1(models[m_tr], train, test, num_views=num_views, seed=seed).states)
         for m_tr, (train, test) in features.items()
@@ -199,19 +203,22 @@ def prediction_retrieval_error(model: Any, test: Features, *, max_sources: int =
 
 def _predicted_from_first(model: Any, features: Features) -> Float[Tensor, "N V D"]:
     """What the predictor expects at every view of a source, told the action that leads there from the first."""
-    group = group_of(features)
     state = aggregate_states(model, features, 1)
     actions = torch.stack([features.relative(0, k) for k in range(features.num_views)], dim=1)
-    assert actions.shape[-1] == group.dim
+
+    def predict(state: Tensor, actions: Tensor) -> Tensor:
+        repeated = state[:, None].expand(-1, actions.shape[1], -1).flatten(0, 1)
+        return model.predict(repeated, model.embed(actions).flatten(0, 1)).unflatten(0, actions.shape[:2])
+
     with evaluating(model, getattr(model, "predict", None)):
-        e = in_chunks(model.embed, actions)
-        expanded = state[:, None].expand(-1, actions.shape[1], -1)
-        return in_chunks(model.predict, expanded.flatten(0, 1), e.flatten(0, 1)).unflatten(0, expanded.shape[:2])
+        return in_chunks(predict, state, actions, rows=max(1, ROWS // features.num_views))
 
 
 def _targets(features: Features) -> Float[Tensor, "N V D"]:
     if features.target is None:
-        raise ValueError("This measure needs the target encoder's outputs; these are the features of an encoder alone.")
+        raise ValueError(
+            "This measure needs the target encoder's outputs; these are the features of a model without one."
+        )
     return features.target
 
 
@@ -221,7 +228,8 @@ class Sensitivity:
 
     Each field maps a condition to a number: "as they are"; "actions of other sources": every source is told the actions
     of another; "last action of another source": only the upcoming one; "views in another order": observed views
-    permuted within their sequence, actions left; and for the loss "target of another source", which is chance.
+    permuted within their sequence so that none stays in its place, actions left (where two or more are observed); and
+    for the loss "target of another source", which is chance.
 
     Attributes:
         loss: mean cosine distance between prediction and target, all but the last view observed.
@@ -243,18 +251,17 @@ def sensitivity(
 ) -> Sensitivity:
     """How far the loss, the accuracy and path integration move when actions or views are shuffled.
 
-    A model that ignores its actions is not moved by other actions. One whose aggregator only counts views is not moved
-    by their order. Shuffled features are read by probes that were fitted to features as they are.
+    A model that ignores its actions is not moved by others. Probes are fitted to features as they are.
 
     Args:
         model: anything with `embed`, `aggregate` and `predict`.
         train: features of the training sources, with a group.
-        test: features of other sources, at least two.
+        test: features of other sources, at least two, of two views or more.
         hidden: widths of the path regression's hidden layers.
         seed: of the shuffles and the probes.
 
     Raises:
-        ValueError: the features of an encoder alone; fewer than two sources.
+        ValueError: the features of an encoder alone; fewer than two sources or views.
 
     Examples:
         >>> import torch
@@ -269,20 +276,22 @@ def sensitivity(
     """
     target = _targets(test)[:, -1]
     group, n, m = group_of(train), len(test.z), test.num_views - 1
-    if n < 2:
-        raise ValueError(f"Shuffling among sources needs at least two; got {n}.")
+    if n < 2 or m < 1:
+        raise ValueError(f"Shuffling needs at least two sources and two views; got {n} sources of {m + 1} views.")
     generator = torch.Generator().manual_seed(seed)
     other = (torch.arange(n) + 1 + int(torch.randint(n - 1, (), generator=generator))) % n  # no source keeps its own
     assert test.e is not None
-    order = torch.rand(n, m, generator=generator).argsort(dim=1)[..., None].to(test.z.device)
-    e = test.e
+    ring = torch.rand(n, m, generator=generator).argsort(dim=1)  # each view is replaced by the next on a random ring
+    order = torch.empty_like(ring).scatter_(1, ring, ring.roll(-1, dims=1))[..., None].to(test.z.device)
+    other, e = other.to(test.z.device), test.e
     shuffled_views = torch.cat([torch.take_along_dim(test.z[:, :m], order, dim=1), test.z[:, m:]], dim=1)
     conditions = {
         "as they are": (test.z, e),
         "actions of other sources": (test.z, e[other]),
         "last action of another source": (test.z, torch.cat([e[:, :-1], e[other][:, -1:]], dim=1)),
-        "views in another order": (shuffled_views, e),
     }
+    if m > 1:
+        conditions["views in another order"] = shuffled_views, e
     states = {name: aggregate_states(model, test, m, z=z, e=e) for name, (z, e) in conditions.items()}
     loss = {}
     with evaluating(model, getattr(model, "predict", None)):
@@ -295,7 +304,8 @@ def sensitivity(
     accuracy = {}
     if train.labels is not None and test.labels is not None:
         rows = torch.cat(list(states.values()))
-        probe = linear_probe(fit, train.labels, rows, test.labels.repeat(len(states)), seed=seed)
+        every = test.labels.repeat(len(states))
+        probe = linear_probe(fit, train.labels, rows, every, train_sources=train.sources, seed=seed)
         right = (probe.predictions.to(test.labels.device).view(len(states), n) == test.labels).float().mean(dim=1)
         accuracy = dict(zip(states, right.tolist(), strict=True))
     assert train.e is not None
@@ -307,6 +317,7 @@ def sensitivity(
         beside,
         actual.repeat(len(conditions), 1),
         hidden=hidden,
+        train_sources=train.sources,
         seed=seed,
     )
     squared = (regression.predictions.view(len(conditions), n, -1) - actual).square().sum(dim=1)

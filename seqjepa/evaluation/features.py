@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -29,11 +31,13 @@ class Features:
         z: (N, V, D) encoder outputs of all V views, float32.
         actions: (N, V − 1, A).
         e: (N, V − 1, E) embedded actions, or None of an encoder alone.
-        target: (N, V, D) the target encoder's outputs, or None of an encoder alone.
+        target: (N, V, D) the target encoder's outputs, or None of a model without one.
         labels: (N,) classes, or None.
         group: the group of the actions, or None.
         elements: (N, V, A) absolute parameters as elements of the group, or None where they are not known.
         pictures: the views of the first sources, for the figure.
+        sources: (N,) integers, which source each sequence shows, where several may show one. Probes then hold out whole
+            sources, and intervals are over sources. None: each sequence is a source of its own.
 
     Examples:
         >>> import torch
@@ -53,11 +57,23 @@ class Features:
     group: Group | None = None
     elements: Float[Tensor, "N V A"] | None = None
     pictures: Tensor | None = None
+    sources: Int[Tensor, "N"] | None = None
 
     @property
     def num_views(self) -> int:
         """V."""
         return self.z.shape[1]
+
+    @property
+    def source_numbers(self) -> Int[Tensor, "N"]:
+        """`sources`, or 0 … N−1 where each sequence is a source of its own."""
+        return torch.arange(len(self.z), device=self.z.device) if self.sources is None else self.sources
+
+    def first(self, count: int) -> Features:
+        """The first `count` sequences."""
+        rows = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("group", "pictures")}
+        cut = {name: None if x is None else x[:count] for name, x in rows.items()}
+        return replace(self, **cut)
 
     def relative(self, i: Int[Tensor, "N"] | int, j: Int[Tensor, "N"] | int) -> Float[Tensor, "N A"]:
         """The action that leads from view i to view j of each source: by composition of the actions between."""
@@ -80,10 +96,10 @@ def evaluating(*models: Any) -> Iterator[None]:
     """Without gradient, and with every module in eval mode; afterwards each is in the mode it was in.
 
     A probe that is fitted with the encoder in training mode moves its batch-norm statistics: what it measures is then
-    no longer what was trained.
+    no longer what was trained. Functions and other objects are searched for the modules that they use.
     """
-    owners = [getattr(model, "__self__", model) for model in models]
-    modes = [(part, part.training) for owner in owners if isinstance(owner, nn.Module) for part in owner.modules()]
+    owners = [owner for model in models for owner in modules_of(model)]
+    modes = [(part, part.training) for owner in owners for part in owner.modules()]
     try:
         for part, _ in modes:
             part.training = False
@@ -94,15 +110,38 @@ def evaluating(*models: Any) -> Iterator[None]:
             part.training = training
 
 
-def in_chunks(
-    function: Callable[..., Tensor], *inputs: Tensor, rows: int = ROWS, device: torch.device | None = None
-) -> Tensor:
-    """`function` of the inputs, so many rows at a time, in float32; each chunk is moved to `device` first."""
-    outputs = []
-    for start in range(0, len(inputs[0]), rows):
-        part = [x[start : start + rows].to(device) for x in inputs]
-        outputs.append(function(*part).float())
-    return torch.cat(outputs)
+def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
+    """The modules behind a model: itself, or what a function, a partial or an object names, a few levels down.
+
+    A module that is hidden deeper, such as in a list, is not found.
+    """
+    if isinstance(model, nn.Module):
+        return [model]
+    held: list[Any] = []
+    if isinstance(model, functools.partial):
+        held = [model.func, *model.args, *model.keywords.values()]
+    elif inspect.ismethod(model):
+        held = [model.__self__]
+    elif inspect.isfunction(model):
+        cells = [cell.cell_contents for cell in model.__closure__ or () if _is_filled(cell)]
+        names = [model.__globals__[name] for name in model.__code__.co_names if name in model.__globals__]
+        held = [*cells, *names, *(model.__defaults__ or ())]
+    elif hasattr(model, "__dict__") and not inspect.isclass(model) and not inspect.ismodule(model):
+        held = list(vars(model).values())
+    return [module for part in held for module in modules_of(part, depth - 1)] if depth else []
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is not set yet
+        return False
+
+
+def in_chunks(function: Callable[..., Tensor], *inputs: Tensor, rows: int = ROWS) -> Tensor:
+    """`function` of the inputs, so many rows at a time, in float32."""
+    parts = zip(*(x.split(rows) for x in inputs), strict=True)
+    return torch.cat([function(*part).float() for part in parts])
 
 
 def extract(
@@ -110,24 +149,32 @@ def extract(
     sequences: ViewSequence | Iterable[ViewSequence],
     *,
     batch_size: int = 256,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | None = torch.bfloat16,
+    sources: Int[Tensor, "N"] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Features:
     """Encode every view once, in eval mode and without gradient.
 
+    A function is searched for the modules that it uses; one that is hidden deep in other objects is not found: put it
+    in eval mode yourself.
+
     Args:
         model: a [`SeqJEPA`][seqjepa.SeqJEPA], or anything with `encode`, `embed`, `aggregate`, `predict` and `target`
-            as it has them; or a function (B, T, …) → (B, T, D), an encoder alone.
+            as it has them (the last two only for what is predicted); or a function (B, T, …) → (B, T, D), an encoder
+            alone.
         sequences: one ViewSequence, or several in turn, such as a [`ViewLoader`][seqjepa.data.ViewLoader].
-        batch_size: sources to encode at a time, at least 1.
-        autocast: a dtype to encode in under autocast, such as torch.bfloat16 on a GPU.
+        batch_size: sequences to encode at a time, at least 1; larger ones that come in turn are cut.
+        autocast: a dtype to encode in under autocast on a GPU; None for the model's own. On a CPU nothing is cast.
+        sources: integers, which source each sequence shows, in the order in which they come: for several sequences of
+            one source. Without them each sequence counts as a source of its own.
         progress: wraps the batches, such as `tqdm.tqdm`.
 
     Returns:
         [`Features`][seqjepa.evaluation.Features], on the device of the model's weights (or of the views).
 
     Raises:
-        ValueError: no sequences; features that are not finite; sequences that differ in length, or in what is known.
+        ValueError: no sequences; features that are not finite; sequences that differ in length, or in what is known;
+            labels or sources of another number than the sequences.
 
     Examples:
         >>> import torch
@@ -139,19 +186,33 @@ def extract(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is the number of sources to encode at a time, at least 1; got {batch_size}.")
-    batches = list(_batches(sequences, batch_size)) if isinstance(sequences, ViewSequence) else sequences
+    given = list(_batches(sequences, batch_size)) if isinstance(sequences, ViewSequence) else sequences
     parts, kept = [], 0
     with evaluating(model, getattr(model, "encode", None)):
-        for batch in batches if progress is None else progress(batches):
-            features = _extract_one(model, batch, autocast, max(0, PICTURES - kept))
-            kept += len(features.z)
-            parts.append(features)
+        for sequence in given if progress is None else progress(given):
+            for batch in _batches(sequence, batch_size):
+                features = _extract_one(model, batch, autocast, max(0, PICTURES - kept))
+                kept += len(features.z)
+                parts.append(features)
     if not parts:
         raise ValueError("There is nothing to evaluate: the sequences are empty. Give at least one ViewSequence.")
-    return _joined(parts)
+    features = _joined(parts)
+    if sources is None:
+        return features
+    if sources.shape != features.z.shape[:1] or sources.is_floating_point():
+        raise ValueError(
+            f"sources must be integers, one for each of the {len(features.z)} sequences; got {sources.dtype} of shape "
+            f"{tuple(sources.shape)}."
+        )
+    return replace(features, sources=sources.to(features.z.device))
 
 
 def _batches(sequence: ViewSequence, size: int) -> Iterator[ViewSequence]:
+    if sequence.labels is not None and sequence.labels.shape != sequence.views.shape[:1]:
+        raise ValueError(
+            f"labels must be (B,), one for each of the {len(sequence.views)} sequences; got shape "
+            f"{tuple(sequence.labels.shape)}."
+        )
     for start in range(0, len(sequence.views), size):
         rows = slice(start, start + size)
         yield ViewSequence(
@@ -178,32 +239,36 @@ def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None, 
             f"V views need V − 1 actions; got views of shape {tuple(batch.views.shape)} and actions of shape "
             f"{tuple(batch.actions.shape)}."
         )
-    weight = next((p for p in model.parameters()), None) if isinstance(model, nn.Module) else None
+    weight = next((p for module in modules_of(model) for p in module.parameters()), None)
     device = batch.views.device if weight is None else weight.device
     views, actions = batch.views.to(device), batch.actions.to(device)
     whole = hasattr(model, "encode")
-    with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+    with torch.autocast(
+        device.type, autocast or torch.bfloat16, enabled=autocast is not None and device.type == "cuda"
+    ):
         z = (model.encode if whole else model)(views)
         e = model.embed(actions) if whole else None
-        target = model.target(views.flatten(0, 1)).unflatten(0, views.shape[:2]) if whole else None
+        predicts = whole and hasattr(model, "target")
+        target = model.target(views.flatten(0, 1)).unflatten(0, views.shape[:2]) if predicts else None
     if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[:2] != views.shape[:2]:
         came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
             f"An encoder maps views (B, T, …) to z (B, T, D); of views {tuple(views.shape)} it made {came}. "
             "For an encoder of single images (N, …) give lambda v: encoder(v.flatten(0, 1)).unflatten(0, v.shape[:2])."
         )
+    device = z.device  # a function may have moved the views itself
     finite = z.isfinite().all(dim=-1).all(dim=-1)
     if not bool(finite.all()):
         raise ValueError(f"z must be finite; the encoder returned NaN or infinity for {int((~finite).sum())} sources.")
     return Features(
         z=z.float(),
-        actions=actions.float(),
+        actions=actions.to(device).float(),
         e=None if e is None else e.float(),
         target=None if target is None else target.float(),
         labels=None if batch.labels is None else batch.labels.to(device),
         group=batch.group,
         elements=_elements(batch, device),
-        pictures=batch.views[:pictures].cpu(),
+        pictures=batch.views[:pictures].cpu().clone(),  # a slice would keep all views of the batch in memory
     )
 
 

@@ -25,8 +25,9 @@ from seqjepa.evaluation.behaviour import (
     sensitivity,
     top1,
 )
-from seqjepa.evaluation.collapse import lidar, mean_pairwise_cosine, rankme
+from seqjepa.evaluation.collapse import feature_deviation, lidar, mean_pairwise_cosine, rankme
 from seqjepa.evaluation.features import Features, aggregate_states, extract
+from seqjepa.evaluation.probes import Classification
 from seqjepa.evaluation.regression import Regression
 from seqjepa.evaluation.retrieval import PredictionRetrievalError, Retrieval
 from seqjepa.evaluation.transformations import (
@@ -58,7 +59,7 @@ class Scorecard:
         sensitivity: what moves when actions or views are shuffled.
         composition: two predicted steps against one composed step.
         out_of_distribution: R² of the transformations from z on sequences out of distribution.
-        collapse: RankMe and mean pairwise cosine of z and of the state, and LiDAR of z.
+        collapse: RankMe, mean pairwise cosine and mean deviation of z and of the state, and LiDAR of z.
         skipped: measure → the reason why it was not made.
         settings: how many sources and views, seeds and widths of the probes, seconds taken.
         train: features of the training sources.
@@ -157,7 +158,8 @@ def evaluate(
     num_views: Sequence[int] | None = None,
     hidden: Sequence[int] = HIDDEN,
     batch_size: int = 256,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | None = torch.bfloat16,
+    max_sequences: int = 4000,
     seed: int = 0,
     progress: bool = True,
 ) -> Scorecard:
@@ -168,15 +170,18 @@ def evaluate(
     group or of an aggregator, is left out, and the card says why.
 
     Args:
-        model: a [`SeqJEPA`][seqjepa.SeqJEPA]; or anything with its `encode`, `embed`, `aggregate`, `predict` and
-            `target`; or a function (B, T, …) → (B, T, D), an encoder alone.
-        train: sequences that probes are fitted to: one ViewSequence, several in turn, or `Features`.
+        model: a [`SeqJEPA`][seqjepa.SeqJEPA]; or anything with its `encode`, `embed`, `aggregate`, and for what is
+            predicted `predict` and `target`; or a function (B, T, …) → (B, T, D), an encoder alone.
+        train: sequences that probes are fitted to: one ViewSequence, several in turn, or `Features`. Where several
+            sequences show one source, give `extract(model, sequences, sources=…)`.
         test: sequences of other sources, as long.
         ood: sequences transformed out of the range of the training ones, to read with the same probes.
         num_views: M_val of the state's accuracy; by default 1 to V.
         hidden: widths of the hidden layers of every regression. (1024, 1024) is SIE's, and takes several times as long.
         batch_size: sources to encode at a time.
-        autocast: a dtype to encode in, such as torch.bfloat16 on a GPU.
+        autocast: a dtype to encode in under autocast on a GPU; None for the model's own.
+        max_sequences: how many training sequences regressions from states are fitted to, the first ones; a half as many
+            test sequences. States of all lengths, of blank views too, are most of the work.
         seed: of pairs, probes, shuffles and intervals.
         progress: show a progress bar, if tqdm is installed.
 
@@ -215,8 +220,10 @@ def evaluate(
         )
     encoded = time.perf_counter()
     views, whole = score.num_views, fit.e is not None
+    few, others = fit.first(max_sequences), score.first(max(2, max_sequences // 2))
     lengths = tuple(range(1, views + 1)) if num_views is None else tuple(num_views)
     needs_model = "" if whole else "an encoder alone: give a model with embed, aggregate, predict and target"
+    needs_target = needs_model or ("" if score.target is not None else "a model without target and predict")
     needs_group = "" if fit.group is not None else "the sequences do not know their group: see ViewSequence.group"
 
     def measure(name: str, reason: str, work: Callable[[], Result]) -> Result | None:
@@ -235,28 +242,28 @@ def evaluate(
     from_states = measure(
         "from_states",
         needs_model or needs_group,
-        lambda: {m: state_transformation_r2(model, fit, score, num_views=m, hidden=hidden, seed=seed) for m in pairs},
+        lambda: {m: state_transformation_r2(model, few, others, num_views=m, hidden=hidden, seed=seed) for m in pairs},
     )
     paths = measure(
-        "paths", needs_model or needs_group, lambda: path_integration(model, fit, score, hidden=hidden, seed=seed)
+        "paths", needs_model or needs_group, lambda: path_integration(model, few, others, hidden=hidden, seed=seed)
     )
-    found = measure("retrieval", needs_model or needs_group, lambda: action_retrieval(model, score))
+    found = measure("retrieval", needs_target or needs_group, lambda: action_retrieval(model, score))
     unposed = "" if score.elements is not None and rotation_columns(score.group) else "no rotations of space are known"
-    error = measure("pre", needs_model or needs_group or unposed, lambda: prediction_retrieval_error(model, score))
+    error = measure("pre", needs_target or needs_group or unposed, lambda: prediction_retrieval_error(model, score))
     moved = measure(
         "sensitivity",
-        needs_model or needs_group,
-        lambda: sensitivity(model, fit, score, hidden=hidden, seed=seed),
+        needs_target or needs_group,
+        lambda: sensitivity(model, few, others, hidden=hidden, seed=seed),
     )
     short = "" if views >= 3 else f"two steps need three views; got {views}"
-    composed = measure("composition", needs_model or needs_group or short, lambda: composition_error(model, score))
+    composed = measure("composition", needs_target or needs_group or short, lambda: composition_error(model, score))
     none = "" if ood is not None else "no sequences out of distribution were given"
     outside = measure(
         "out_of_distribution",
         needs_group or none,
         lambda: transformation_r2(fit, features(ood), hidden=hidden, seed=seed),
     )
-    state = aggregate_states(model, score, min(views, max(lengths))) if whole else None
+    state = aggregate_states(model, score, min(views, max(lengths, default=views))) if whole else None
     bar("")
     return Scorecard(
         top1=accuracy,
@@ -271,8 +278,10 @@ def evaluate(
         collapse=_collapse(score.z, state),
         skipped=skipped,
         settings={
-            "train_sources": len(fit.z),
-            "test_sources": len(score.z),
+            "train_sources": len(fit.source_numbers.unique()),
+            "test_sources": len(score.source_numbers.unique()),
+            "train_sequences": len(fit.z),
+            "test_sequences": len(score.z),
             "views": views,
             "hidden": list(hidden),
             "seed": seed,
@@ -286,10 +295,15 @@ def evaluate(
 
 
 def _collapse(z: Tensor, state: Tensor | None) -> dict[str, dict[str, float]]:
-    """Effective ranks and mean cosines, for z and the state apart."""
+    """Effective ranks, mean cosines and mean deviations, for z and the state apart."""
     representations = {"z": z[:, 0]} if state is None else {"z": z[:, 0], "state": state}
     measures = {
-        name: {"rankme": rankme(x), "mean_cosine": mean_pairwise_cosine(x), "dim": float(x.shape[1])}
+        name: {
+            "rankme": rankme(x),
+            "mean_cosine": mean_pairwise_cosine(x),
+            "deviation": feature_deviation(x).mean().item(),
+            "dim": float(x.shape[1]),
+        }
         for name, x in representations.items()
     }
     if z.shape[1] > 1:
@@ -303,7 +317,7 @@ def _bar(progress: bool) -> Callable[[str], None]:
         try:
             from tqdm import tqdm
         except ImportError:
-            return lambda name: None
+            return lambda name: None  # no bar without it
         bar = tqdm(total=10, desc="encode", unit="measure")
 
         def advance(name: str) -> None:
@@ -321,29 +335,34 @@ def _bar(progress: bool) -> Callable[[str], None]:
 def _table(card: Scorecard) -> list[str]:
     rows: list[tuple[str, str, str]] = [("", "", "chance")]
 
-    def r2(name: str, fit: Regression | None, degrees: float | None = None) -> None:
+    def r2(name: str, fit: Regression | None, degrees: float | None = None, by_chance: float | None = None) -> None:
         if fit is not None:
-            angle = f"  {degrees:.1f}°" if degrees is not None else ""
-            rows.append((name, f"{fit.mean:.3f} {fit.interval}  pooled {fit.pooled:.3f}{angle}", f"{fit.chance:.3f}"))
+            angle = "" if degrees is None else f"  {degrees:.1f}°"
+            chance = f"{fit.chance:.3f}, pooled {fit.pooled_chance:.3f}"
+            chance += "" if by_chance is None else f", {by_chance:.1f}°"
+            rows.append((name, f"{fit.mean:.3f} {fit.interval}  pooled {fit.pooled:.3f}{angle}", chance))
 
-    def percent(name: str, value: float, interval: tuple[float, float] | None, chance: float) -> None:
-        brackets = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-        rows.append((name, f"{100 * value:.1f} %{brackets}", f"{100 * chance:.1f} %"))
+    def percent(name: str, fit: Classification) -> None:
+        value = f"{100 * fit.accuracy:.1f} % [{100 * fit.interval.low:.1f}, {100 * fit.interval.high:.1f}]"
+        rows.append((name, value, f"{100 * fit.chance:.1f} %"))
 
     if card.top1 is not None:
-        percent("top-1, z", card.top1.z.accuracy, card.top1.z.interval, card.top1.z.chance)
+        percent("top-1, z", card.top1.z)
         for m, fit in card.top1.states.items():
-            percent(f"top-1, state of {m}", fit.accuracy, fit.interval, fit.chance)
+            percent(f"top-1, state of {m}", fit)
+        for name, fit in card.top1.knn.items():
+            percent(f"top-1 of 20 neighbours, {name}", fit)
     if card.transformations is not None:
         t = card.transformations
-        r2("R² relative, z pairs", t.relative, t.relative_degrees)
+        r2("R² relative, z pairs", t.relative, t.relative_degrees, t.chance_degrees)
         r2("R² individual, z", t.individual, t.individual_degrees)
     for m, t in card.from_states.items():
-        r2(f"R² relative, states of {m}", t.relative, t.relative_degrees)
+        r2(f"R² relative, states of {m}", t.relative, t.relative_degrees, t.chance_degrees)
+        r2(f"R² relative, states of {m} blank views", t.blank)
         r2(f"R² individual, state of {m}", t.individual, t.individual_degrees)
     if card.out_of_distribution is not None:
         t = card.out_of_distribution
-        r2("R² relative, z, out of distribution", t.relative, t.relative_degrees)
+        r2("R² relative, z, out of distribution", t.relative, t.relative_degrees, t.chance_degrees)
     for variant, curve in card.paths.items():
         values = "  ".join(f"{m}: {fit.mean:.2f}" for m, fit in curve.items())
         if values:
@@ -367,6 +386,7 @@ def _table(card: Scorecard) -> list[str]:
                 rows.append((f"{name}, {condition}", f"{value:.3f}", ""))
     for name, values_by in card.collapse.items():
         rows.append((f"RankMe, {name}", f"{values_by['rankme']:.1f} of {values_by['dim']:.0f}", ""))
+        rows.append((f"mean cosine, {name}", f"{values_by['mean_cosine']:.2f}", ""))
     left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
     return [f"{name:<{left}}  {value:<{middle}}  {chance}".rstrip() for name, value, chance in rows]
 

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -316,6 +318,142 @@ def test_a_model_without_actions_is_measured_too() -> None:
     assert card.sensitivity.loss["actions of other sources"] == pytest.approx(card.sensitivity.loss["as they are"])
 
 
+def normed(images: Tensor) -> Tensor:
+    """An encoder whose batch norm is hidden behind a function."""
+    return NORM(images.flatten(2).flatten(0, 1)).unflatten(0, images.shape[:2])
+
+
+NORM = torch.nn.BatchNorm1d(15)
+
+
+class Holder:
+    def __init__(self, norm: torch.nn.Module) -> None:
+        self.norm = norm
+
+    def __call__(self, views: Tensor) -> Tensor:
+        return normed(views)
+
+
+@pytest.mark.parametrize(
+    "encoder", [normed, lambda v: NORM(v.flatten(0, 1)).unflatten(0, v.shape[:2]), partial(normed), Holder(NORM)]
+)
+def test_modules_behind_a_function_are_in_eval_mode_too(encoder: Any) -> None:
+    NORM.train()
+    before = NORM.running_mean.clone() if NORM.running_mean is not None else None
+    extract(encoder, world(8, 3))
+    torch.testing.assert_close(NORM.running_mean, before, rtol=0, atol=0)
+    assert NORM.training
+
+
+def test_what_comes_in_turn_is_cut_and_only_features_are_kept() -> None:
+    seen = []
+
+    def encoder(views: Tensor) -> Tensor:
+        seen.append(len(views))
+        return views * 1
+
+    features = extract(encoder, [world(100, 3), world(30, 3)], batch_size=32)
+    assert max(seen) == 32
+    assert len(features.z) == 130
+    sequence = world(100, 3)
+    for part in (features, extract(encoder, sequence, batch_size=32)):
+        assert part.pictures is not None
+        assert part.pictures.shape[0] == 64
+        assert part.pictures.untyped_storage().nbytes() == part.pictures.nbytes
+
+
+def test_sequences_of_one_source_do_not_count_as_independent() -> None:
+    train, test = world(100, 3, seed=0), world(40, 3, seed=1)
+    test = test._replace(views=test.views + torch.randn(test.views.shape), labels=torch.arange(40) % 2)
+
+    def repeated(sequence: ViewSequence, times: int, named: bool) -> Features:
+        sources = torch.arange(len(sequence.views)).repeat(times)
+        return extract(Exact(), [sequence] * times, sources=sources if named else None)
+
+    once, unnamed, named = (repeated(test, n, name) for n, name in ((1, False), (9, False), (9, True)))
+    fit = repeated(train, 1, False)
+    for measure in (
+        lambda f: top1(Exact(), fit, f, num_views=()).z,
+        lambda f: transformation_r2(fit, f, hidden=()).relative,
+        lambda f: path_integration(Exact(), fit, f, num_views=(2,), hidden=())["views only"][2],
+    ):
+        widths = [(i := measure(f).interval).high - i.low for f in (once, unnamed, named)]
+        assert widths[1] < 0.6 * widths[0]
+        assert widths[2] > 0.75 * widths[0]
+    card = evaluate(Exact(), fit, named, hidden=(), progress=False)
+    assert (card.settings["test_sources"], card.settings["test_sequences"]) == (40, 360)
+
+
+def test_the_limit_of_rows_holds_for_many_sources_too() -> None:
+    train, test = both(Exact())
+    fit = transformation_r2(train, test, hidden=(), max_pairs=150)
+    assert len(fit.relative.predictions) == 50
+    assert fit.individual is not None
+    assert len(fit.individual.predictions) == 50
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_sign_of_a_quaternion_is_no_part_of_a_pose(beside: bool) -> None:
+    def features(seed: int) -> Features:
+        sequence = world(200, 4, seed)
+        sign = torch.where(torch.rand(200, 4, 1) < 0.5, -1.0, 1.0)
+        features = extract(Exact(), sequence._replace(parameters=sequence.parameters * sign))
+        if not beside or features.elements is None:
+            return features
+        group = Product({"hue": Hue(), "rotation": Rotation3D()})
+        hue = torch.rand(200, 4, 1)
+        elements = torch.cat([hue, features.elements], dim=-1)
+        actions = torch.cat([hue.diff(dim=1), features.actions], dim=-1)
+        z = torch.cat([features.z, coordinates(Hue(), hue)], dim=-1)
+        return replace(features, group=group, elements=elements, actions=actions, z=z)
+
+    fit = transformation_r2(features(0), features(1), hidden=())
+    assert fit.individual is not None
+    assert fit.individual.mean > 0.9
+
+
+def test_states_of_blank_views_know_what_the_actions_give_away() -> None:
+    train, test = both(Exact())
+    fit = state_transformation_r2(Exact(), train, test, num_views=2)
+    assert fit.blank is not None
+    assert 0.1 < fit.blank.mean < fit.relative.mean - 0.2  # poses come from a box: actions locate them in it
+    other = replace(test, z=test.z.flip(0))
+    again = state_transformation_r2(Exact(), train, other, num_views=2).blank
+    assert again is not None
+    assert again.mean == fit.blank.mean  # the views do not enter
+    assert state_transformation_r2(Exact(), train, test, num_views=1).blank is None
+
+
+@pytest.mark.parametrize("views", [3, 4])
+def test_no_view_stays_in_its_place_where_views_are_shuffled(views: int) -> None:
+    seen = []
+
+    class Recorder(Exact):
+        def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+            seen.append(z)
+            return super().aggregate(z, e)
+
+    train, test = (extract(Exact(), world(40, views, seed)) for seed in (0, 1))
+    moved = sensitivity(Recorder(), train, test, hidden=())
+    shuffled = seen[list(moved.path_r2).index("views in another order")]
+    observed = test.z[:, : views - 1]
+    assert not (shuffled == observed).all(dim=2).any()
+    assert torch.equal(shuffled.sort(dim=1).values, observed.sort(dim=1).values)
+    short = sensitivity(Exact(), *(extract(Exact(), world(40, 2, seed)) for seed in (0, 1)), hidden=())
+    assert "views in another order" not in short.loss
+
+
+def test_a_model_that_predicts_nothing_is_measured_as_far_as_it_goes() -> None:
+    exact = Exact()
+    parts = SimpleNamespace(encode=exact.encode, embed=exact.embed, aggregate=exact.aggregate)
+    card = evaluate(parts, world(60), world(60, seed=1), hidden=(), progress=False)
+    assert card.top1 is not None
+    assert list(card.top1.knn) == ["z", "state of 4"]
+    assert card.paths
+    assert card.from_states
+    assert {"retrieval", "sensitivity", "composition", "pre"} <= set(card.skipped)
+
+
 SHORT = extract(Exact(), world(10, 2))
 ALONE = extract(lambda v: v, world(10, 3))
 FULL = extract(Exact(), world(10, 3))
@@ -335,11 +473,15 @@ FULL = extract(Exact(), world(10, 3))
         (lambda: action_retrieval(Exact(), ALONE), "features of an encoder alone"),
         (lambda: prediction_retrieval_error(Exact(), replace(FULL, elements=None)), "PRE compares absolute rotations"),
         (lambda: composition_error(Exact(), SHORT), "Two steps need three views, .* got 2 views of 10 sources"),
-        (lambda: sensitivity(Exact(), FULL, extract(Exact(), world(1, 3))), "needs at least two; got 1"),
+        (lambda: sensitivity(Exact(), FULL, extract(Exact(), world(1, 3))), "at least two sources .* got 1 sources"),
         (lambda: extract(Exact(), []), "There is nothing to evaluate"),
         (lambda: extract(Exact(), world(4), batch_size=0), "batch_size is .*, at least 1; got 0"),
         (lambda: extract(lambda v: v.flatten(1), world(4)), r"An encoder maps views \(B, T, …\) to z \(B, T, D\)"),
         (lambda: extract(lambda v: v * torch.nan, world(4)), "returned NaN or infinity for 4 sources"),
+        (lambda: extract(Exact(), world(4)._replace(labels=torch.zeros(3))), r"labels must be \(B,\), .* 4 sequences"),
+        (lambda: extract(Exact(), world(4), sources=torch.arange(3)), "one for each of the 4 sequences; got .* shape"),
+        (lambda: transformation_r2(FULL, FULL, max_pairs=2), "max_pairs is .*, at least 3; got 2"),
+        (lambda: path_integration(Exact(), FULL, SHORT, num_views=(2,)), r"from 1 to 1 in .* 2 views; got \(2,\)"),
         (lambda: extract(Exact(), [world(4, 3), world(4, 4)]), "must have one number of views"),
         (lambda: extract(Exact(), world(4)._replace(actions=torch.zeros(4, 1, 4))), "V views need V − 1 actions"),
         (lambda: evaluate(Exact(), FULL, SHORT, progress=False), "must be equally long; got 3 and 2 views"),
