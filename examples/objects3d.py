@@ -5,6 +5,10 @@ reads a few views of an object and the rotations between them, and predicts the 
 labels. Probes then measure it on objects it never saw. It is the paper's 3DIEBench experiment, with objects that are
 drawn from a seed: nothing is downloaded.
 
+The small preset turns objects by Euler angles within ±45°. In the paper's whole box, ±90°, the R² of the relative
+rotation was 0.07 after 1,600 steps of the small model, the same with and without actions, and retrieval by action was
+at chance: too few steps. In half the box it was 0.4. The GPU's preset has the whole box.
+
     python examples/objects3d.py                 # one model, a table, and a figure in runs/objects3d
     python examples/objects3d.py --compare       # the same again without actions, side by side
     python examples/objects3d.py --preset gpu    # ResNet-18 at 128 px, batch 512: the paper's settings
@@ -166,10 +170,11 @@ def measure(model: SeqJEPA, source: Source, held_out: Source, settings: Settings
     return table | {"error °, z": of_z.relative_degrees, "error °, by chance": of_z.chance_degrees}
 
 
-def draw_views(figure: SubFigure, objects: RenderedObjects) -> None:
+def draw_views(figure: SubFigure, source: Source, objects: RenderedObjects) -> None:
+    """Sequences from where the model's come."""
     index = torch.tensor([0, 5, 6, 7, 9])  # an airplane, a chair, a dog, a guitar, a monitor
     generator = torch.Generator().manual_seed(0)
-    views, actions, *_ = objects.sample(index, num_views=OBSERVED + 1, generator=generator)
+    views, actions, *_ = source.sample(index, num_views=OBSERVED + 1, generator=generator)
     figure.suptitle("Views of an object, and the action to the next")
     for (row, t), axis in np.ndenumerate(figure.subplots(len(index), OBSERVED + 1)):
         axis.imshow(views[row, t].permute(1, 2, 0).cpu().numpy())
@@ -207,7 +212,7 @@ def draw(model: SeqJEPA, held_out: Source, objects: RenderedObjects, path: Path)
     """Left: sequences of views. Right: z and state of held-out objects."""
     figure = Figure(figsize=(14, 7), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.66, 1])[0]
-    draw_views(left, objects)
+    draw_views(left, held_out, objects)
     draw_planes(right, model, held_out, objects)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -244,9 +249,14 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="also train without actions")
     parser.add_argument("--output", type=Path, default=Path("runs/objects3d"), help="folder for the figure")
     args = parser.parse_args()
+    for name, least in (("objects", 100), ("epochs", 1), ("steps", 1)):
+        if (number := getattr(args, name)) is not None and number < least:
+            parser.error(f"--{name} must be at least {least}; got {number}")
     settings = PRESETS[args.preset]
-    settings = settings.with_objects(args.objects or settings.objects)
-    steps = args.steps or (args.epochs or settings.epochs) * math.ceil(settings.objects / settings.batch)
+    if args.objects is not None:
+        settings = settings.with_objects(args.objects)
+    epochs = settings.epochs if args.epochs is None else args.epochs
+    steps = epochs * math.ceil(settings.objects / settings.batch) if args.steps is None else args.steps
     objects = RenderedObjects(settings.objects, size=settings.size, device=DEVICE)
     others = RenderedObjects(settings.held_out, size=settings.size, split="val", device=DEVICE)
     source, held_out = settings.source(objects), settings.source(others)

@@ -110,8 +110,8 @@ def world_of(condition: str, preset: Preset) -> World:
     return saccades(salient="uniform" not in condition, inhibited="only" not in condition)
 
 
-def run(condition: str, seed: int, preset: Preset, world: World) -> dict[str, Any]:
-    """Train one model and measure it: the numbers that the claims are about, by name."""
+def run(condition: str, seed: int, preset: Preset, world: World) -> tuple[dict[str, Any], SeqJEPA]:
+    """Train one model and measure it: the numbers that the claims are about, by name, and the model."""
     with_objects, with_actions = CONDITIONS[condition][0] == "objects", CONDITIONS[condition][1]
     steps = preset.steps if with_objects else max(1, preset.steps // 2)
     begun = time.perf_counter()
@@ -135,7 +135,7 @@ def run(condition: str, seed: int, preset: Preset, world: World) -> dict[str, An
     if with_objects and with_actions:
         numbers["top-1, z, probe in training mode"] = probed_in_training_mode(model, fit, test, seed)
     seconds = {"training": trained - begun, "measuring": time.perf_counter() - trained}
-    return {"numbers": numbers, "seconds": seconds, "card": card.to_dict()}
+    return {"numbers": numbers, "seconds": seconds, "card": card.to_dict()}, model
 
 
 def numbers_of(card: Scorecard) -> dict[str, float]:
@@ -151,7 +151,10 @@ def numbers_of(card: Scorecard) -> dict[str, float]:
         numbers["R² individual, z"] = t.individual.mean
     if t.relative_degrees is not None and t.chance_degrees is not None:
         numbers |= {"error in degrees, z": t.relative_degrees, "error in degrees, chance": t.chance_degrees}
-    numbers |= {f"R² relative, state of {m}": fit.relative.mean for m, fit in card.from_states.items()}
+    for m, fit in card.from_states.items():
+        numbers[f"R² relative, state of {m}"] = fit.relative.mean
+        if fit.blank is not None:
+            numbers[f"R² relative, state of {m} blank views"] = fit.blank.mean
     if card.out_of_distribution is not None:
         numbers["R² relative, z, out of distribution"] = card.out_of_distribution.relative.mean
     for variant, curve in card.paths.items():
@@ -258,8 +261,11 @@ def claims(runs: Runs) -> list[tuple[str, str, str]]:
 
 def report(runs: Runs, seconds: float) -> str:
     """Markdown: the claims, and the numbers they rest on, mean ± standard deviation over seeds."""
-    lines = ["| claim | seen, mean over seeds | here |", "|---|---|---|"]
-    lines += [f"| {claim} | {seen} | **{word}** |" for claim, seen, word in claims(runs)]
+    lines = ["| claim | seen, mean over seeds | here | seed by seed |", "|---|---|---|---|"]
+    count = min(map(len, runs.values()), default=0)
+    alone = [claims({condition: [numbers[i]] for condition, numbers in runs.items()}) for i in range(count)]
+    for row, (claim, seen, word) in enumerate(claims(runs)):
+        lines.append(f"| {claim} | {seen} | **{word}** | {', '.join(seed[row][2] for seed in alone)} |")
     names = list(dict.fromkeys(name for numbers in runs.values() for seed in numbers for name in seed))
     lines += ["", "| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
     for name in names:
@@ -293,12 +299,9 @@ def main() -> None:
             if path.exists():
                 continue
             world = world or world_of(condition, preset)  # rendered once for all seeds
-            result = {
-                "condition": condition,
-                "seed": seed,
-                "preset": asdict(preset),
-                **run(condition, seed, preset, world),
-            }
+            result, model = run(condition, seed, preset, world)
+            result = {"condition": condition, "seed": seed, "preset": asdict(preset), **result}
+            torch.save(model.state_dict(), path.with_suffix(".pt"))  # to measure it again
             part = path.with_suffix(".part")
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             part.replace(path)

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
+from small import ResidualBlock
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -152,19 +153,6 @@ class Gaze(NamedTuple):
         return saccades(pictures.images.float() / 255, saliency=saliency, generator=generator)
 
 
-class ResidualBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(),
-            nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out),
-        )  # fmt: skip
-        self.skip = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.skip(x))
-
-
 def small_convnet(width: int = 16) -> nn.Module:
     """Any module from images (N, C, H, W) to vectors (N, D) is an encoder; D is 64 here."""
     return nn.Sequential(
@@ -191,9 +179,7 @@ def build(
         view_shape=(3, setting.fovea, setting.fovea),
         embedder=ActionEmbedder(action_dim=2, embed_dim=16) if embedder is None else embedder,
         momentum=CosineSchedule(0.98, 1.0, steps),  # a short run needs a target that follows faster than the paper's
-        loss=SeqJEPALoss(
-            regularizer=VarianceCovariance()
-        ),  # not the paper's: alone, its loss learns the place only here
+        loss=SeqJEPALoss(regularizer=VarianceCovariance()),  # the paper has none: alone, its loss learns the place here
     ).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)  # the schedule sets the rate
     rate = WarmupCosineSchedule(1e-4, 2e-3, 1e-5, warmup_steps=min(50, steps - 1), total_steps=steps)
@@ -364,9 +350,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="one seed, one result")
     parser.add_argument("--output", type=Path, default=Path("runs/saccades"), help="folder for the figures")
     args = parser.parse_args()
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps must be at least 1; got {args.steps}")
     setting = PAPER if args.preset == "gpu" else PHOTOGRAPHS if args.images else DIGITS
     split = folder_of_images(args.images, setting.side) if args.images else digits_in_clutter(setting.side)
-    steps = args.steps or setting.steps
+    steps = setting.steps if args.steps is None else args.steps
     if steps is None:
         steps = get_preset("saccades-32").epochs * max(1, len(split[0].images) // setting.batch)
     gaze = Gaze(setting, args.fixations == "saliency")

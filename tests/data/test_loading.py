@@ -83,6 +83,11 @@ def test_no_two_batches_of_a_grid_of_seeds_epochs_ranks_and_batches_share_a_seed
     assert len(states) == 2000
 
 
+def test_the_order_s_stream_is_no_batch_s() -> None:
+    batches = {batch_generator(0, epoch=e, batch=b).initial_seed() for e in range(20) for b in range(20)}
+    assert not batches & {derive_seed("order", 0, e) for e in range(20)}
+
+
 def test_neighbouring_streams_are_uncorrelated() -> None:
     # 400 streams of 1,000 numbers that differ in one of seed, epoch, rank, batch by one: 79,800 correlations,
     # of deviation 1/sqrt(1000). The largest of so many normal ones lies near 4.6 deviations; a shared stream gives 31.
@@ -380,6 +385,8 @@ def test_a_dataset_of_view_sequences_needs_no_sampler() -> None:
     assert isinstance(plain, ViewSequence)
     assert plain.parameters is None
     assert plain.labels is None
+    with pytest.raises(ValueError, match=r"at least two views, so .* \(T ≥ 1\); item 1 of the batch has one view"):
+        collate([data[0], data[1]._replace(views=data[1].views[:1], actions=torch.zeros(0, 4))])
     with pytest.raises(TypeError, match="yields ViewSequences, which noisy_pairs cannot take; leave the sampler out"):
         passes(ViewLoader(data, noisy_pairs, batch_size=3))
 

@@ -386,8 +386,22 @@ def test_an_action_holds_the_colours_that_are_named() -> None:
     plain = RenderedObjects(16, size=8).sample(torch.arange(16), num_views=3, generator=generator())
     assert torch.equal(parts["rotation"], plain.actions)
     assert torch.equal(batch.views, plain.views)
-    hue = RenderedObjects(16, size=8, actions=("floor_hue",)).sample(torch.arange(2), num_views=3)
+    one = RenderedObjects(16, size=8, actions=("floor_hue",))
+    hue = one.sample(torch.arange(2), num_views=3)
     assert hue.actions.shape == (2, 2, 1)
+    assert torch.equal(one.elements(hue.parameters)[..., 0], hue.parameters.floor_hue)
+
+
+@pytest.mark.parametrize("names", [("rotation",), ("light_hue", "rotation"), ("floor_hue", "light_hue")])
+def test_actions_are_taken_from_the_elements_in_the_order_of_the_names(names: tuple[str, ...]) -> None:
+    objects = RenderedObjects(16, size=8, actions=names)
+    batch = objects.sample(torch.arange(4), num_views=3, generator=generator())
+    elements = objects.elements(batch.parameters)
+    assert elements.shape == (4, 3, batch.group.dim)
+    assert torch.equal(batch.group.actions(elements), batch.actions)
+    parts = batch.group.split(elements) if isinstance(batch.group, Product) else {"rotation": elements}
+    for name in names:
+        assert torch.equal(parts[name].squeeze(-1), getattr(batch.parameters, name))
 
 
 def rotation_angles(q: Tensor) -> Tensor:
@@ -549,6 +563,16 @@ def test_one_seed_one_batch_and_the_global_generator_is_left_alone(objects: Rend
     assert torch.equal(objects.sample(torch.arange(2), num_views=2).views, first.views)
 
 
+def test_a_camera_in_double_precision_sees_the_same() -> None:
+    camera = Camera.facing(elevation=0.3)
+    double = Camera(camera.position.double(), camera.axes.double().requires_grad_(), camera.half_width)
+    pictures = [
+        RenderedObjects(16, size=8, camera=c).sample(torch.arange(4), num_views=2, generator=generator()).views
+        for c in (camera, double)
+    ]
+    assert torch.equal(*pictures)
+
+
 def test_one_instance_and_an_empty_batch_work() -> None:
     objects = RenderedObjects(1, size=8)
     assert objects.sample(torch.zeros(3, dtype=torch.int32), num_views=2).views.shape == (3, 2, 3, 8, 8)
@@ -568,10 +592,18 @@ def test_one_instance_and_an_empty_batch_work() -> None:
     ({"actions": ("rotation", "size")}, r"actions must be one of 'rotation', 'floor_hue', 'light_hue'; got 'size'"),
     ({"camera": Camera(torch.tensor([0.0, 0.5, 0.0]), torch.eye(3), 0.3)}, r"outside the unit ball, above the floor"),
     ({"camera": Camera(torch.tensor([0.0, 0.0, -4.0]), torch.eye(3), 0.3)}, r"above the floor at z = -1"),
+    ({"camera": Camera(torch.tensor([0.0, 0.0, math.inf]), torch.eye(3), 0.3)}, r"got position \[0.0, 0.0, inf\]"),
     ({"camera": Camera(torch.tensor([0.0, 0.0, 4.0]), -torch.eye(3), 0.3)}, r"at right angles and right-handed"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        RenderedObjects(**{"num_instances": 4, "size": 8} | change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"num_instances": 16.5}, {"size": 8.0}, {"seed": 1.5}])
+def test_numbers_that_are_not_whole_are_refused(change: dict[str, float]) -> None:
+    ((name, value),) = change.items()
+    with pytest.raises(TypeError, match=f"{name} must be a whole number; got {value}"):
         RenderedObjects(**{"num_instances": 4, "size": 8} | change)  # type: ignore[arg-type]
 
 
@@ -599,6 +631,18 @@ def test_wrong_calls_are_refused(objects: RenderedObjects) -> None:
         objects.render(parameters._replace(rotation=2 * parameters.rotation))
     with pytest.raises(ValueError, match=r"from the vertical, must be in \[0, 1.3\] radians; got 2 to 2"):
         objects.render(parameters._replace(light_theta=torch.full((3, 2), 2.0)))
+    for name, value in (("floor_hue", math.nan), ("light_hue", math.inf), ("light_phi", math.nan)):
+        with pytest.raises(ValueError, match=r"light_hue and light_phi must be finite; got NaN or infinity"):
+            objects.render(parameters._replace(**{name: torch.full((3, 2), value)}))
+
+
+def test_rendering_is_not_differentiable_and_says_so(objects: RenderedObjects) -> None:
+    parameters = objects.draw(torch.arange(3), num_views=2, generator=generator())
+    traced = parameters._replace(rotation=parameters.rotation.clone().requires_grad_())
+    with pytest.raises(ValueError, match=r"not differentiable; rotation requires gradients.*torch\.no_grad\(\)"):
+        objects.render(traced)
+    with torch.no_grad():
+        assert torch.equal(objects.render(traced), objects.render(parameters))
 
 
 @pytest.mark.gpu
@@ -612,5 +656,7 @@ def test_a_gpu_draws_the_same_pictures() -> None:
     torch.testing.assert_close(a.actions, b.actions.cpu(), atol=1e-5, rtol=0)
     different = (a.views - b.views.cpu()).abs().amax(dim=2) > 1e-3
     assert different.double().mean() < 1e-3
+    camera = Camera.facing().to("cuda")
+    assert RenderedObjects(16, size=8, camera=camera, device="cuda").camera.axes.is_cuda
     on_gpu = torch.Generator("cuda").manual_seed(0)
     assert gpu.sample(torch.arange(4), num_views=2, generator=on_gpu).views.isfinite().all()

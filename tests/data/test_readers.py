@@ -233,6 +233,25 @@ def test_sample_draws_batches_as_the_renderer_does(bench: Path) -> None:
     assert dataset.sample([1]).views.shape[1] == 3
 
 
+@pytest.mark.parametrize("names", [("rotation",), ("light_hue", "rotation", "light_phi"), ("floor_hue",)])
+def test_actions_are_taken_from_the_elements_in_the_order_of_the_names(bench: Path, names: tuple[str, ...]) -> None:
+    dataset = read(bench, actions=names)
+    batch, item = dataset.sample([3, 0], generator=torch.Generator().manual_seed(0)), dataset.views(2, [0, 4])
+    for sequence, shape in ((batch, (2, 3)), (item, (2,))):
+        elements = dataset.elements(sequence.parameters)
+        assert elements.shape == (*shape, dataset.group.dim)
+        assert torch.equal(dataset.group.actions(elements), sequence.actions)
+        parts = dataset.group.split(elements) if isinstance(dataset.group, Product) else {names[0]: elements}
+        for name in names:
+            part = getattr(sequence.parameters, name)
+            assert torch.equal(parts[name], part if name == "rotation" else part[..., None])
+
+
+def test_a_single_view_is_read_without_an_action(bench: Path) -> None:
+    item = read(bench).views(1, [2])
+    assert (item.views.shape, item.actions.shape) == ((1, 3, 16, 16), (0, 4))
+
+
 # 3DIEBench: caches
 
 
@@ -268,13 +287,29 @@ def test_a_cache_file_is_reused_and_told_from_others(bench: Path, tmp_path: Path
     assert np.load(file, allow_pickle=False).shape == (12 * VIEWS, 3, 16, 16)
 
 
+def test_caches_of_datasets_with_the_same_names_share_a_folder(bench: Path, tmp_path: Path) -> None:
+    ood, moved, folder = tmp_path / "3DIEBench-OOD", tmp_path / "moved", tmp_path / "cache"
+    folder.mkdir()
+    for number, name in enumerate(OBJECTS):
+        write_object(ood / name, number + 5, np.random.default_rng(number).uniform(1.6, 3, (VIEWS, 7)))
+    for root in (bench, ood):
+        plain, cached = read(root), read(root, cache=folder)
+        assert all(torch.equal(plain.views(i, [1]).views, cached.views(i, [1]).views) for i in range(len(plain)))
+    assert len(list(folder.iterdir())) == 2
+    shutil.move(bench, moved)
+    read(moved, cache=folder)
+    assert len(list(folder.iterdir())) == 2  # the same data elsewhere has the same cache
+
+
 def test_a_cache_that_does_not_fit_is_refused(bench: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     first = read(bench, cache=folder)
     (file,) = folder.iterdir()
     grey(255).save(bench / first.objects[0] / "image_0.jpg")
-    with pytest.raises(ValueError, match=r"does not hold the images.*image 0 differs by 25\d levels.*Delete it"):
+    with pytest.raises(
+        ValueError, match=r"does not hold the images.*image 0 differs by 25\d levels.*a folder of its own.*delete it"
+    ):
         read(bench, cache=folder)
     np.save(file, np.zeros((5, 3, 16, 16), np.uint8))
     with pytest.raises(ValueError, match=r"should hold \(72, 3, 16, 16\) uint8; it holds \(5, 3, 16, 16\) uint8"):
@@ -397,6 +432,20 @@ def test_folders_and_settings_that_cannot_work_are_refused(bench: Path, tmp_path
             read(bench).views(0, which)
     with pytest.raises(ValueError, match="num_views goes from 2 to 6; got 7"):
         read(bench).sample([0], num_views=7)
+    for name in ("num_views", "size", "views_per_object"):
+        setting = {name: 2.5}
+        with pytest.raises(TypeError, match=rf"{name} must be a whole number; got 2\.5"):
+            read(bench, **setting)
+    dataset = read(bench)
+    for absent in (12, -1):
+        with pytest.raises(ValueError, match=f"Objects are numbered from 0 to 11; got {absent}"):
+            dataset.sample([3, absent])
+        with pytest.raises(ValueError, match=f"Objects are numbered from 0 to 11; got {absent}"):
+            dataset.views(absent, [0, 1])
+    wrong: list[Any] = [[], [0.5], torch.tensor(3)]
+    for instance in wrong:
+        with pytest.raises(ValueError, match=r"instance must be \(B,\) whole numbers, at least one; got torch"):
+            dataset.sample(instance)
 
 
 # Crops of image and saliency
@@ -664,17 +713,22 @@ def test_what_is_missing_or_broken_in_class_folders_is_named(imagenet: Path) -> 
 
 
 def test_folders_without_images_in_classes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder; images, in a folder for each class"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder; images, .* be there\. Pass as root"):
         ImageNet(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"is empty; images, in a folder for each class.*Pass as root"):
+        ImageNet(tmp_path)
+    (tmp_path / "LICENSE").write_text("words")
+    with pytest.raises(FileNotFoundError, match=r"has no folders; one for each split, such as train.*Pass as root"):
+        ImageNet(tmp_path)
     (tmp_path / "train").mkdir()
-    with pytest.raises(FileNotFoundError, match="train is empty; images, in a folder for each class"):
+    with pytest.raises(FileNotFoundError, match=r"train is empty; images, in a folder for each class.*Pass as root"):
         ImageNet(tmp_path)
     with pytest.raises(ValueError, match="split must be one of 'train'; got 'val'"):
         ImageNet(tmp_path, "val")
     grey(3).save(tmp_path / "train" / "ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(FileNotFoundError, match=r"has no images in folders of classes.* sort it by class first"):
         ImageNet(tmp_path)
-    with pytest.raises(FileNotFoundError, match="maps is not a folder; saliency maps"):
+    with pytest.raises(FileNotFoundError, match=r"maps is not a folder; saliency maps.*leave saliency= out"):
         ImageNet(tmp_path, saliency=tmp_path / "maps")
 
 
@@ -843,6 +897,12 @@ def test_what_is_missing_in_tiny_imagenet_is_named(tiny: Path) -> None:
     annotations.write_text("val_0.JPEG\tn99999999\n")
     with pytest.raises(ValueError, match=r"neither in wnids.txt nor a folder in train: n99999999"):
         TinyImageNet(tiny, "val")
+    (tiny / "val" / "images").rename(tiny / "val" / "moved")
+    with pytest.raises(
+        FileNotFoundError, match=r"images is not a folder; the images of val_annotations\.txt.*Get tiny"
+    ):
+        TinyImageNet(tiny, "val")
+    (tiny / "val" / "moved").rename(tiny / "val" / "images")
     annotations.unlink()
     shutil.rmtree(tiny / "val" / "images")
     (tiny / "val" / "notes.txt").write_text("")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -409,6 +410,15 @@ def test_a_crop_may_be_wider_than_its_image() -> None:
     torch.testing.assert_close(views, torch.full((1, 2, 2, 4, 4), 0.3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_wider_crops_of_images_in_half_precision_are_those_of_single_precision_rounded(dtype: torch.dtype) -> None:
+    images = torch.rand(2, 3, 40, 50).to(dtype)
+    sampler = SaccadeViews(num_views=3, fovea=8, scales=(1, 2, 4))
+    half, single = (sampler(x, generator=seeded()) for x in (images, images.float()))
+    assert half.views.dtype == dtype
+    assert torch.equal(half.views, single.views.to(dtype))
+
+
 # ── Against the released code ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -521,6 +531,8 @@ def test_fixations_are_distributed_as_in_the_released_code(
     ({"scales": ()}, r"scales must be different numbers, 1 \(the fovea\) and wider ones.*got \(\)"),
     ({"scales": (2, 4)}, r"1 \(the fovea\) and wider ones.*got \(2, 4\)"),
     ({"scales": (1, 0.5)}, r"1 \(the fovea\) and wider ones.*got \(1, 0.5\)"),
+    ({"scales": (1, math.inf)}, r"1 \(the fovea\) and wider ones.*got \(1, inf\)"),
+    ({"scales": (1, math.nan)}, r"1 \(the fovea\) and wider ones.*got \(1, nan\)"),
     ({"scales": (1, 2, 2)}, r"different numbers.*got \(1, 2, 2\)"),
     ({"scales": (1, 1.3)}, "a scale of 1.3 makes a crop of 20.8 around a fovea of 16"),
     ({"fovea": 15, "scales": (1, 2)}, "an even number of pixels wider.*a scale of 2 makes a crop of 30 around .* 15"),
@@ -528,6 +540,15 @@ def test_fixations_are_distributed_as_in_the_released_code(
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SaccadeViews(**{"num_views": 3, "fovea": 16, **settings})
+
+
+@pytest.mark.parametrize("setting", [{"num_views": 2.5}, {"num_views": 3.0}, {"fovea": 16.0}])
+def test_numbers_that_are_not_whole_are_refused(setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(TypeError, match=f"{name} must be a whole number; got {value}"):
+        SaccadeViews(**{"num_views": 3, "fovea": 16, **setting})
+    numpy_s: dict[str, Any] = {"num_views": np.int64(3), "fovea": np.int32(4)}
+    assert SaccadeViews(**numpy_s)(torch.rand(1, 3, 8, 8)).views.shape == (1, 3, 3, 4, 4)
 
 
 def corrupted(maps: Tensor, row: int, value: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -81,7 +82,9 @@ class RenderedObjects:
         group: the group of the actions.
 
     Raises:
-        ValueError: no instances or pixels; a negative seed; an unknown split, kind of rotation, or action.
+        ValueError: no instances or pixels; a negative seed; an unknown split, kind of rotation, or action; a camera
+            that cannot see the object.
+        TypeError: a number of instances, a size or a seed that is not whole.
 
     Source:
         Rotations, hues and the lamp's angles are drawn as in Garrido et al. 2023 (arXiv 2302.10283), 3DIEBench.
@@ -110,6 +113,9 @@ class RenderedObjects:
         camera: Camera | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        for name, number in (("num_instances", num_instances), ("size", size), ("seed", seed)):
+            if not isinstance(number, Integral):
+                raise TypeError(f"{name} must be a whole number; got {number!r}. Convert it with int().")
         if num_instances < 1 or size < 1:
             raise ValueError(f"There must be at least one instance and one pixel; got {num_instances=}, {size=}.")
         if not 0 <= seed < 2**63:
@@ -159,10 +165,7 @@ class RenderedObjects:
         """
         check_num_views(num_views)
         parameters = self.draw(instance, num_views=num_views, generator=generator)
-        columns = {"rotation": parameters.rotation} | {
-            name: getattr(parameters, name)[..., None] for name in ACTIONS if name != "rotation"
-        }
-        actions = self.group.actions(torch.cat([columns[name] for name in self.actions], dim=-1))
+        actions = self.group.actions(self.elements(parameters))
         return ViewSequence(self.render(parameters), actions, parameters, self.labels[parameters.instance], self.group)
 
     def draw(
@@ -191,15 +194,30 @@ class RenderedObjects:
         theta, phi = (uniform(shape, *limits, generator=generator, device=self.device) for limits in LIGHT)
         return ObjectParameters(ROTATIONS[self.rotations](angles), floor_hue, light_hue, theta, phi, instance)
 
+    def elements(self, parameters: ObjectParameters) -> Float[Tensor, "B V A"]:
+        """What the actions are taken from: the parameters that `actions` names, side by side, as elements of the group.
+
+        Examples:
+            >>> objects = RenderedObjects(16, size=32, actions=("rotation", "floor_hue"))
+            >>> batch = objects.sample(torch.arange(16), num_views=3)
+            >>> torch.equal(objects.group.actions(objects.elements(batch.parameters)), batch.actions)
+            True
+        """
+        parts = {name: getattr(parameters, name) for name in self.actions}
+        return torch.cat([part if name == "rotation" else part[..., None] for name, part in parts.items()], dim=-1)
+
     def render(self, parameters: ObjectParameters) -> Float[Tensor, "B V 3 S S"]:
         """The views that these parameters make, in [0, 1]: the same pixels, whatever else is in the batch.
+
+        Rendering is not differentiable: views have no gradient by the parameters.
 
         Args:
             parameters: of V views of B instances; hues count modulo 1.
 
         Raises:
             ValueError: instances that are not there; quaternions whose length is not 1; a lamp that is not above the
-                object, theta in [0, 1.3]; fields of other shapes.
+                object, theta in [0, 1.3]; hues or light_phi that are not finite; fields of other shapes, or that
+                require gradients.
         """
         instance = self._check_instance(parameters.instance)
         shape = (len(instance), parameters.rotation.shape[1] if parameters.rotation.ndim == 3 else -1)
@@ -209,6 +227,12 @@ class RenderedObjects:
                 raise ValueError(
                     f"{name} must have the shape {expected} for {shape[0]} instances; got {tuple(field.shape)}."
                 )
+        traced = [name for name, field in parameters._asdict().items() if field.requires_grad]
+        if traced and torch.is_grad_enabled():
+            raise ValueError(
+                f"Rendering is not differentiable; {', '.join(traced)} requires gradients. Render under "
+                "torch.no_grad()."
+            )
         of = instance[:, None].expand(shape).flatten()
         rotation = Rotation3D.to_matrix(parameters.rotation.to(self.device, torch.float32)).flatten(0, 1)
         floor_hue, light_hue, theta, phi = (field.to(self.device, torch.float32).flatten() for field in parameters[1:5])
@@ -217,6 +241,8 @@ class RenderedObjects:
                 f"light_theta, the lamp's angle from the vertical, must be in [0, {MAX_THETA}] radians; "
                 f"got {theta.min().item():.3g} to {theta.max().item():.3g}."
             )
+        if not bool(torch.stack([floor_hue, light_hue, phi]).isfinite().all()):
+            raise ValueError("floor_hue, light_hue and light_phi must be finite; got NaN or infinity.")
         lights = Light.above(theta, phi, light_hue)
         rays = (self.size * self.samples) ** 2
         chunk = max(1, RAYS_AT_A_TIME.get(self.device.type, RAYS_AT_A_TIME["cuda"]) // rays)

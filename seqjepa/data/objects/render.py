@@ -65,21 +65,23 @@ class Camera(NamedTuple):
 
     def check(self) -> Camera:
         """Itself, or a ValueError where it could not see what it should."""
-        if not (self.position.norm() > 1 and self.position[2] > FLOOR and self.half_width > 0):
+        position, axes = (part.detach().to("cpu", torch.float32) for part in (self.position, self.axes))
+        if not (1 < position.norm() < math.inf and position[2] > FLOOR and 0 < self.half_width < math.inf):
             raise ValueError(
                 f"A camera is outside the unit ball, above the floor at z = {FLOOR:g}, with an angle of view above 0; "
-                f"got position {self.position.tolist()} and half_width {self.half_width}."
+                f"got position {position.tolist()} and half_width {self.half_width}."
             )
-        if not torch.allclose(self.axes @ self.axes.T, torch.eye(3), atol=1e-4) or torch.linalg.det(self.axes) < 0:
+        if not torch.allclose(axes @ axes.T, torch.eye(3), atol=1e-4) or torch.linalg.det(axes) < 0:
             raise ValueError(
                 "A camera's axes are the unit rows right, down and forward, at right angles and right-handed; "
-                f"got {self.axes.tolist()}."
+                f"got {axes.tolist()}."
             )
         return self
 
     def to(self, device: torch.device | str) -> Camera:
-        """The same camera on another device."""
-        return Camera(self.position.to(device), self.axes.to(device), self.half_width)
+        """The same camera on another device, in float32 and without gradients, as rendering takes it."""
+        position, axes = (part.detach().to(device, torch.float32) for part in (self.position, self.axes))
+        return Camera(position, axes, self.half_width)
 
 
 class Light(NamedTuple):

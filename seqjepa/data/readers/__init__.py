@@ -13,15 +13,15 @@ Nothing is downloaded. Nothing is unpickled, but for CIFAR-100 by torchvision, w
 before.
 """
 
-from seqjepa.data.readers.crops import CenterCrop, Crop, RandomResizedCrop
+from seqjepa.data.readers.crops import CenterCrop, PairCrop, RandomResizedCrop
 from seqjepa.data.readers.folders import TinyImageNet, cifar100, stl10
 from seqjepa.data.readers.saliency import ImageNet, WithSaliency
 from seqjepa.data.readers.threediebench import ThreeDIEBench
 
 __all__ = [
     "CenterCrop",
-    "Crop",
     "ImageNet",
+    "PairCrop",
     "RandomResizedCrop",
     "ThreeDIEBench",
     "TinyImageNet",

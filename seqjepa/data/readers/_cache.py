@@ -21,6 +21,7 @@ from seqjepa.data.readers._files import read_npy
 __all__ = ["FolderCache", "MemoryCache", "NoCache", "SharedTensor", "open_cache"]
 
 Decode = Callable[[int], Tensor]
+Fingerprint = Callable[[int], bytes]
 
 
 class SharedTensor:
@@ -95,12 +96,19 @@ class FolderCache:
 
 
 def open_cache(
-    cache: str | os.PathLike[str] | None, decode: Decode, names: Sequence[str], *, views: int, label: str
+    cache: str | os.PathLike[str] | None,
+    decode: Decode,
+    names: Sequence[str],
+    *,
+    views: int,
+    label: str,
+    fingerprint: Fingerprint | None = None,
 ) -> NoCache | MemoryCache | FolderCache:
     """The cache that an argument asks for: None, "memory", or a folder.
 
-    A file in the folder is named by what it holds: the names of the images and their size. It is written under another
-    name first, so that it is complete or not there; and when it is read, its size and a few of its images are checked.
+    A file in the folder is named by what it holds: the names of the images, their size, and the fingerprints of a few.
+    It is written under another name first, so that it is complete or not there; and when it is read, its size and a few
+    of its images are checked.
 
     Args:
         cache: None, "memory" or a folder.
@@ -108,6 +116,8 @@ def open_cache(
         names: what tells one dataset from another, in order.
         views: images for each name.
         label: begins the file's name.
+        fingerprint: image number → bytes that differ where another dataset has images of the same names; None where
+            there is no such dataset.
     """
     if cache is None:
         return NoCache(decode)
@@ -118,7 +128,11 @@ def open_cache(
     folder = Path(cache)
     if not folder.is_dir():
         raise FileNotFoundError(f"cache must be 'memory' or a folder that exists; got {str(cache)!r}. Make the folder.")
-    digest = hashlib.blake2b(repr((shape, views, list(names))).encode(), digest_size=8).hexdigest()
+    known = hashlib.blake2b(repr((shape, views, list(names))).encode(), digest_size=8)
+    if fingerprint is not None:
+        for number in _spread(count):
+            known.update(fingerprint(number))
+    digest = known.hexdigest()
     path = folder / f"{label}-{shape[-1]}px-{digest}.npy"
     if not path.exists():
         _write(path, decode, count, shape)
@@ -158,13 +172,19 @@ def _validate(cache: FolderCache, decode: Decode, count: int, shape: tuple[int, 
             f"{cache.path} should hold {(count, *shape)} uint8; it holds {found[0]} {found[1]}. Delete it: it will be "
             "written again."
         )
-    for number in sorted({round(k * (count - 1) / 7) for k in range(8)}):
+    for number in _spread(count):
         difference = (cache[number].float() - decode(number).float()).abs().mean().item()
         if difference > 4:
             raise ValueError(
                 f"{cache.path} does not hold the images that the dataset has: image {number} differs by "
-                f"{difference:.0f} levels of 255 on average. Delete it: it will be written again."
+                f"{difference:.0f} levels of 255 on average. If another dataset of the same names wrote it, pass a "
+                "folder of its own as cache=. If the images have changed, delete it: it will be written again."
             )
+
+
+def _spread(count: int) -> list[int]:
+    """Eight numbers from the first to the last."""
+    return sorted({round(k * (count - 1) / 7) for k in range(8)})
 
 
 def _of_shape(image: Tensor, shape: Sequence[int], number: int) -> Tensor:

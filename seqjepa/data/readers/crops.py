@@ -13,11 +13,11 @@ from torch import Tensor
 
 from seqjepa.data.readers._files import resized
 
-__all__ = ["CenterCrop", "Crop", "RandomResizedCrop"]
+__all__ = ["CenterCrop", "PairCrop", "RandomResizedCrop"]
 
 
 @runtime_checkable
-class Crop(Protocol):
+class PairCrop(Protocol):
     """What cuts an image and its saliency map in the same way."""
 
     def __call__(

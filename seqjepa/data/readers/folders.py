@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 from seqjepa.data.collation import Sample
 from seqjepa.data.readers._cache import open_cache
 from seqjepa.data.readers._files import decode, folders_in, images_in, require_folder, require_split
-from seqjepa.data.readers.crops import Crop
+from seqjepa.data.readers.crops import PairCrop
 from seqjepa.data.readers.saliency import WithSaliency
 from seqjepa.data.seeding import SeededDataset
 
 __all__ = ["TinyImageNet", "cifar100", "stl10"]
+
+TINY = "Get tiny-imagenet-200.zip from cs231n.stanford.edu and unpack it."
 
 
 def stl10(
@@ -24,7 +26,7 @@ def stl10(
     split: str = "unlabeled",
     *,
     saliency: str | os.PathLike[str] | None = None,
-    crop: Crop | None = None,
+    crop: PairCrop | None = None,
 ) -> Dataset[Any]:
     """STL-10 by torchvision, with the released saliency maps if they are given.
 
@@ -142,17 +144,16 @@ class TinyImageNet(SeededDataset):
         self, root: str | os.PathLike[str], split: str = "train", *, cache: str | os.PathLike[str] | None = None
     ) -> None:
         require_split(split, ("train", "val"))
-        where = "Get tiny-imagenet-200.zip from cs231n.stanford.edu and unpack it."
         path = Path(root)
         self.root = path / "tiny-imagenet-200" if (path / "tiny-imagenet-200").is_dir() else path
-        require_folder(self.root / split, "a split of Tiny-ImageNet", where)
+        require_folder(self.root / split, "a split of Tiny-ImageNet", TINY)
         self.classes = _wnids(self.root)
         annotations = self.root / split / "val_annotations.txt"
         found = _annotated(annotations) if annotations.exists() else _in_class_folders(self.root / split)
         if not found:
             raise FileNotFoundError(
                 f"{self.root / split} has no images, neither in folders of classes nor, with val_annotations.txt, in "
-                f"images. {where}"
+                f"images. {TINY}"
             )
         unknown = sorted({wnid for _, wnid in found} - set(self.classes))
         if unknown:
@@ -181,13 +182,13 @@ def _wnids(root: Path) -> list[str]:
     """The order of wnids.txt; without it, that of the alphabet."""
     if (root / "wnids.txt").exists():
         return (root / "wnids.txt").read_text(encoding="utf-8").split()
-    return folders_in(require_folder(root / "train", "the classes of Tiny-ImageNet, as wnids.txt is missing,", ""))
+    return folders_in(require_folder(root / "train", "the classes of Tiny-ImageNet, as wnids.txt is missing,", TINY))
 
 
 def _annotated(annotations: Path) -> list[tuple[str, str]]:
     """(file, class) of each line: the file's name, the class, and a box that is not used here."""
     split = annotations.parent
-    there = set(images_in(require_folder(split / "images", "the images of val_annotations.txt", "")))
+    there = set(images_in(require_folder(split / "images", "the images of val_annotations.txt", TINY)))
     found = []
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()

@@ -13,11 +13,20 @@ from torch import Tensor
 
 from seqjepa.data.collation import Sample, as_sample, image_tensor
 from seqjepa.data.readers._files import decode, folders_in, images_in, read_npy, require_folder, require_split
-from seqjepa.data.readers.crops import Crop
+from seqjepa.data.readers.crops import PairCrop
 from seqjepa.data.saliency import load_saliency
 from seqjepa.data.seeding import SeededDataset
 
 __all__ = ["ImageNet", "WithSaliency", "fitted_saliency"]
+
+WHERE = (
+    "Pass as root the folder that holds root/split/class/name.JPEG; ImageNet-1k is at "
+    "huggingface.co/datasets/ILSVRC/imagenet-1k."
+)
+WHERE_MAPS = (
+    "Pass the folder that holds split/class/name_sal.npy, or leave saliency= out; those of ImageNet-1k are at "
+    "huggingface.co/datasets/Hafez/ImageNet1k-Saliency-Maps."
+)
 
 
 class WithSaliency(SeededDataset):
@@ -48,7 +57,9 @@ class WithSaliency(SeededDataset):
         torch.Size([96, 96])
     """
 
-    def __init__(self, dataset: Any, saliency: Tensor | str | os.PathLike[str], *, crop: Crop | None = None) -> None:
+    def __init__(
+        self, dataset: Any, saliency: Tensor | str | os.PathLike[str], *, crop: PairCrop | None = None
+    ) -> None:
         self.dataset, self.crop = dataset, crop
         self.maps = _open_maps(saliency)
         shape = self.maps.shape
@@ -121,15 +132,20 @@ class ImageNet(SeededDataset):
         split: str = "train",
         *,
         saliency: str | os.PathLike[str] | None = None,
-        crop: Crop | None = None,
+        crop: PairCrop | None = None,
         stretch: bool = False,
         skip_missing: bool = False,
     ) -> None:
         import numpy as np
 
         what = "images, in a folder for each class,"
-        require_split(split, folders_in(require_folder(Path(root), what, "")))
-        self.folder = require_folder(Path(root) / split, what, "")
+        splits = folders_in(require_folder(Path(root), what, WHERE))
+        if not splits:
+            raise FileNotFoundError(
+                f"{root} has no folders; one for each split, such as train, should be there. {WHERE}"
+            )
+        require_split(split, splits)
+        self.folder = require_folder(Path(root) / split, what, WHERE)
         self.crop, self.stretch = crop, stretch
         self.classes = folders_in(self.folder)
         self.maps_folder = None if saliency is None else _maps_folder(Path(saliency), split)
@@ -241,7 +257,7 @@ def _open_maps(saliency: Tensor | str | os.PathLike[str]) -> _TensorMaps | _Mapp
 
 
 def _maps_folder(folder: Path, split: str) -> Path:
-    require_folder(folder, "saliency maps, in a folder for each class,", "")
+    require_folder(folder, "saliency maps, in a folder for each class,", WHERE_MAPS)
     return folder / split if (folder / split).is_dir() else folder
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.collation import collate
 from seqjepa.data.readers._cache import SharedTensor, open_cache
-from seqjepa.data.readers._files import decode, folders_in, read_npy, require_folder, require_split, resized
+from seqjepa.data.readers._files import decode, folders_in, read_bytes, read_npy, require_folder, require_split, resized
 from seqjepa.data.seeding import SeededDataset
 from seqjepa.groups import Group, Hue, Product, Rotation2D, Rotation3D, Translation
 from seqjepa.types import ViewSequence
@@ -70,6 +71,7 @@ class ThreeDIEBench(SeededDataset):
     Raises:
         FileNotFoundError: folders, index files, objects, views or latents that are missing, each by its path.
         ValueError: views or latents that cannot be read, each by its path; settings out of range; unknown actions.
+        TypeError: a number of views or a size that is not whole.
 
     Source:
         Garrido et al. 2023 (arXiv 2302.10283). Departures from the released seq-JEPA code: quaternions have one
@@ -102,6 +104,9 @@ class ThreeDIEBench(SeededDataset):
         val_share: float = 0.2,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
+        for name, number in (("num_views", num_views), ("size", size), ("views_per_object", views_per_object)):
+            if not isinstance(number, Integral) and (name != "size" or number is not None):
+                raise TypeError(f"{name} must be a whole number; got {number!r}. Convert it with int().")
         if not 2 <= num_views <= views_per_object:
             raise ValueError(
                 f"num_views goes from 2 to views_per_object, {views_per_object}, as views are not repeated; got "
@@ -116,7 +121,11 @@ class ThreeDIEBench(SeededDataset):
         self.objects, self.labels = _listed(self.root, split, index) or _walked(self.root, split, val_share)
         # Of each view: quaternion, floor hue, light theta, light phi, light hue, and 1 once these have been read.
         self._latents = SharedTensor((len(self.objects), views_per_object, 9), torch.float32)
-        self._views = open_cache(cache, self._decode, self.objects, views=views_per_object, label=f"3diebench-{split}")
+        # 3DIEBench-OOD has objects of the same names: a cache is told from its twin's by a few latents.
+        self._views = open_cache(
+            cache, self._decode, self.objects, views=views_per_object, label=f"3diebench-{split}",
+            fingerprint=self._latent_bytes,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         """Number of objects."""
@@ -127,7 +136,18 @@ class ThreeDIEBench(SeededDataset):
         return self.views(index, torch.randperm(self.views_per_object, generator=generator)[: self.num_views].tolist())
 
     def views(self, index: int, which: Sequence[int]) -> ViewSequence:
-        """Views of one object by their numbers on disk, in this order; views (V, 3, H, W) uint8, actions (V − 1, A)."""
+        """Views of one object by their numbers on disk, in this order; views (V, 3, H, W) uint8, actions (V − 1, A).
+
+        A single view is read too: it has no action, and `actions` is (0, A).
+
+        Args:
+            index: of the object, in [0, N).
+            which: numbers of its views, at least one; a view may come more than once.
+
+        Raises:
+            ValueError: an object or a view that is not there.
+        """
+        self._check_there([index])
         if not which or not all(0 <= k < self.views_per_object for k in which):
             raise ValueError(f"Views count from 0 to {self.views_per_object - 1}; got {list(which)}.")
         images = torch.stack([self._views[index * self.views_per_object + k] for k in which])
@@ -137,10 +157,16 @@ class ThreeDIEBench(SeededDataset):
         rotation, rest = self._latents.tensor[index, list(which), :8].split(4, dim=1)
         floor_hue, light_theta, light_phi, light_hue = rest.unbind(1)
         parameters = ObjectParameters(rotation, floor_hue, light_hue, light_theta, light_phi, torch.tensor(index))
-        columns = [getattr(parameters, part).view(len(which), -1) for part in self.actions]
-        return ViewSequence(
-            images, self.group.actions(torch.cat(columns, dim=1)), parameters, self.labels[index], self.group
-        )
+        actions = self.group.actions(self.elements(parameters))
+        return ViewSequence(images, actions, parameters, self.labels[index], self.group)
+
+    def elements(self, parameters: ObjectParameters) -> Float[Tensor, "*B V A"]:
+        """What the actions are taken from: the parameters that `actions` names, side by side, as elements of the group.
+
+        Those of a batch, (B, V, A), or of one item, (V, A).
+        """
+        parts = {name: getattr(parameters, name) for name in self.actions}
+        return torch.cat([part if name == "rotation" else part[..., None] for name, part in parts.items()], dim=-1)
 
     def sample(
         self,
@@ -149,17 +175,44 @@ class ThreeDIEBench(SeededDataset):
         num_views: int | None = None,
         generator: torch.Generator | None = None,
     ) -> ViewSequence:
-        """Random views of several objects, on the CPU: views (B, V, 3, H, W) in [0, 1], actions (B, V − 1, A)."""
+        """Random views of several objects, on the CPU: views (B, V, 3, H, W) in [0, 1], actions (B, V − 1, A).
+
+        Args:
+            instance: (B,) numbers in [0, N), at least one; one may come more than once.
+            num_views: V; None is that of the dataset.
+            generator: on the CPU.
+
+        Raises:
+            ValueError: no objects, or some that are not there; too few or too many views.
+        """
+        wanted = torch.as_tensor(instance)
+        if wanted.ndim != 1 or 0 in wanted.shape or wanted.is_floating_point() or wanted.dtype == torch.bool:
+            raise ValueError(
+                f"instance must be (B,) whole numbers, at least one; got {wanted.dtype} of shape {tuple(wanted.shape)}."
+            )
+        self._check_there(wanted.tolist())
         count = self.num_views if num_views is None else num_views
         if not 2 <= count <= self.views_per_object:
             raise ValueError(f"num_views goes from 2 to {self.views_per_object}; got {count}.")
         drawn = [
-            self.views(int(i), torch.randperm(self.views_per_object, generator=generator)[:count].tolist())
-            for i in instance
+            self.views(i, torch.randperm(self.views_per_object, generator=generator)[:count].tolist())
+            for i in wanted.tolist()
         ]
         batch = collate(drawn)
         assert isinstance(batch, ViewSequence)
         return batch._replace(views=batch.views.float().div_(255))
+
+    def _check_there(self, wanted: Sequence[int]) -> None:
+        absent = [index for index in wanted if not 0 <= index < len(self)]
+        if absent:
+            raise ValueError(
+                f"Objects are numbered from 0 to {len(self) - 1}; got {absent[0]}. Those of the other split are in a "
+                "dataset of their own."
+            )
+
+    def _latent_bytes(self, number: int) -> bytes:
+        item, k = divmod(number, self.views_per_object)
+        return read_bytes(self.root / self.objects[item] / f"latent_{k}.npy", f"a latent, {LATENTS} numbers,")
 
     def _decode(self, number: int) -> Tensor:
         item, k = divmod(number, self.views_per_object)
