@@ -60,7 +60,7 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
         g = torch.Generator().manual_seed(0)
         images, labels = torch.rand(24, 3, 16, 16, generator=g), torch.arange(24) % 2
         maps = spectral_residual(images)
-        samplers = [AugmentedViews(3, 8), AugmentedViews(3, 8, frame="image"), RotatedViews(3, 60.0, 0.1, (0.8, 1.2), 8)]
+        samplers = [AugmentedViews(3, 8), AugmentedViews(3, 8, frame="image"), RotatedViews(3, 60.0, 0.1, (0.8, 1.2))]
         sequences = [sampler(images, generator=g) for sampler in samplers]
         for scales in ((1.0,), (1.0, 2.0)):
             sequences.append(SaccadeViews(num_views=3, fovea=6, scales=scales)(images, saliency=maps, generator=g))

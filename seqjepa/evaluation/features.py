@@ -71,8 +71,8 @@ class Features:
 
     def first(self, count: int) -> Features:
         """The first `count` sequences."""
-        rows = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("group", "pictures")}
-        cut = {name: None if x is None else x[:count] for name, x in rows.items()}
+        rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {name: x[:count] for name, x in rows.items() if isinstance(x, Tensor)}
         return replace(self, **cut)
 
     def relative(self, i: Int[Tensor, "N"] | int, j: Int[Tensor, "N"] | int) -> Float[Tensor, "N A"]:
