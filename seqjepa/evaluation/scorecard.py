@@ -159,7 +159,7 @@ def evaluate(
     hidden: Sequence[int] = HIDDEN,
     batch_size: int = 256,
     autocast: torch.dtype | None = torch.bfloat16,
-    max_sequences: int = 4000,
+    max_sequences: int = 2000,
     seed: int = 0,
     progress: bool = True,
 ) -> Scorecard:
@@ -176,7 +176,7 @@ def evaluate(
             sequences show one source, give `extract(model, sequences, sources=…)`.
         test: sequences of other sources, as long.
         ood: sequences transformed out of the range of the training ones, to read with the same probes.
-        num_views: M_val of the state's accuracy; by default 1 to V.
+        num_views: M_val of the state's accuracy; by default those of 1, 2, 3, 5, 8 below V, and V.
         hidden: widths of the hidden layers of every regression. (1024, 1024) is SIE's, and takes several times as long.
         batch_size: sources to encode at a time.
         autocast: a dtype to encode in under autocast on a GPU; None for the model's own.
@@ -221,7 +221,9 @@ def evaluate(
     encoded = time.perf_counter()
     views, whole = score.num_views, fit.e is not None
     few, others = fit.first(max_sequences), score.first(max(2, max_sequences // 2))
-    lengths = tuple(range(1, views + 1)) if num_views is None else tuple(num_views)
+    lengths = (
+        tuple(sorted({m for m in (1, 2, 3, 5, 8) if m < views} | {views})) if num_views is None else tuple(num_views)
+    )
     needs_model = "" if whole else "an encoder alone: give a model with embed, aggregate, predict and target"
     needs_target = needs_model or ("" if score.target is not None else "a model without target and predict")
     needs_group = "" if fit.group is not None else "the sequences do not know their group: see ViewSequence.group"
