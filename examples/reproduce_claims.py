@@ -1,7 +1,7 @@
 """Do the paper's claims hold here? Train small models on rendered objects and on saccades, measure, and say so.
 
     python examples/reproduce_claims.py                     # three seeds each; an hour on two CPU cores
-    python examples/reproduce_claims.py --preset nightly    # one seed, short runs: ten minutes
+    python examples/reproduce_claims.py --preset nightly    # one seed, short runs: four minutes
     python examples/reproduce_claims.py --only objects      # a part of the runs
 
 Each run writes its numbers when it is done, and is not done again: stop it when you like, and start it again. The
