@@ -70,7 +70,15 @@ class Features:
         return torch.arange(len(self.z), device=self.z.device) if self.sources is None else self.sources
 
     def first(self, count: int) -> Features:
-        """The first `count` sequences."""
+        """The first `count` sequences, at least 1; all of them where there are fewer.
+
+        Examples:
+            >>> import torch
+            >>> Features(z=torch.rand(8, 3, 4), actions=torch.rand(8, 2, 2)).first(5).z.shape
+            torch.Size([5, 3, 4])
+        """
+        if count < 1:
+            raise ValueError(f"count is a number of sequences, at least 1; got {count}.")
         rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         cut: dict[str, Any] = {name: x[:count] for name, x in rows.items() if isinstance(x, Tensor)}
         return replace(self, **cut)

@@ -203,6 +203,8 @@ def evaluate(
         >>> print(card)                                                                       # doctest: +ELLIPSIS
         40 training and 40 test sources, 3 views each; ...
     """
+    if max_sequences < 2:
+        raise ValueError(f"max_sequences is what regressions are fitted to, at least 2; got {max_sequences}.")
     begun = time.perf_counter()
     skipped: dict[str, str] = {}
     bar = _bar(progress)

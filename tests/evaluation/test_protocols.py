@@ -310,6 +310,20 @@ def test_an_encoder_alone_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
     assert "do not know their group" in bare.skipped["transformations"]
 
 
+def test_regressions_from_states_are_fitted_to_the_first_sequences() -> None:
+    train, test = both(Exact())
+    few, others = train.first(100), test.first(50)
+    assert train.elements is not None
+    assert few.elements is not None
+    assert len(few.z) == len(few.actions) == 100
+    assert torch.equal(few.elements, train.elements[:100])
+    assert len(train.first(10_000).z) == len(train.z)
+    card = evaluate(Exact(), train, test, hidden=(), max_sequences=100, progress=False)
+    alone = path_integration(Exact(), few, others, hidden=())
+    for variant, curve in alone.items():
+        assert {m: fit.mean for m, fit in card.paths[variant].items()} == {m: fit.mean for m, fit in curve.items()}
+
+
 def test_a_model_without_actions_is_measured_too() -> None:
     model = tiny_model(action_dim=1, embedder=NoActions())
     train, test = (batches(RotatedViews(3, 60), (torch.arange(60) + k) % 2) for k in range(2))
@@ -475,6 +489,8 @@ FULL = extract(Exact(), world(10, 3))
         (lambda: composition_error(Exact(), SHORT), "Two steps need three views, .* got 2 views of 10 sources"),
         (lambda: sensitivity(Exact(), FULL, extract(Exact(), world(1, 3))), "at least two sources .* got 1 sources"),
         (lambda: extract(Exact(), []), "There is nothing to evaluate"),
+        (lambda: FULL.first(0), "count is a number of sequences, at least 1; got 0"),
+        (lambda: evaluate(Exact(), FULL, FULL, max_sequences=1, progress=False), "at least 2; got 1"),
         (lambda: extract(Exact(), world(4), batch_size=0), "batch_size is .*, at least 1; got 0"),
         (lambda: extract(lambda v: v.flatten(1), world(4)), r"An encoder maps views \(B, T, …\) to z \(B, T, D\)"),
         (lambda: extract(lambda v: v * torch.nan, world(4)), "returned NaN or infinity for 4 sources"),
