@@ -119,7 +119,7 @@ class AugmentedViews:
     """Random augmentations of images as views, and what changes from one to the next as the action.
 
     Crop and flip, colour jitter, grey, blur, solarise, in this order, with settings of its own for every view. The
-    action holds the parts that `action` names:
+    action holds the parts that `actions` names:
 
     - `"crop"`: where the next crop lies seen from this one, how much larger it is, and whether the mirror changes: a
       [`Crop`][seqjepa.groups.Crop], 5 numbers. With `frame="image"`, the paper's: differences of top, left, height and
@@ -138,7 +138,7 @@ class AugmentedViews:
         size: side of a view in pixels.
         observed: settings for the observed views.
         predicted: settings for the last view.
-        action: the parts of an action, in their order.
+        actions: the parts that an action holds, in their order.
         frame: "view" or "image", of the crop's action.
         interpolation: "bicubic" or "bilinear", both antialiased.
         blur_kernel: taps of the blur, odd; None is the paper's, 2 · round((size − 10) / 20) + 1, at least 3: 3 at
@@ -173,7 +173,7 @@ class AugmentedViews:
     size: int = 32
     observed: Augmentation = field(default_factory=Augmentation)
     predicted: Augmentation = field(default_factory=_predicted)
-    action: Sequence[str] = ("crop", "jitter", "blur")
+    actions: Sequence[str] = ("crop", "jitter", "blur")
     frame: Literal["view", "image"] = "view"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     blur_kernel: int | None = None
@@ -188,17 +188,17 @@ class AugmentedViews:
             raise ValueError(f"interpolation must be 'bicubic' or 'bilinear'; got {self.interpolation!r}.")
         if self.blur_kernel is not None and not (self.blur_kernel % 2 == 1 and self.blur_kernel // 2 < self.size):
             raise ValueError(f"blur_kernel must be odd and reach less than a view's side; got {self.blur_kernel}.")
-        object.__setattr__(self, "action", tuple(self.action))
+        object.__setattr__(self, "actions", tuple(self.actions))
         known = ("crop", "flip", "jitter", "hue", "blur")
-        if isinstance(self.action, str) or not self.action or set(self.action) - set(known):
+        if not self.actions or set(self.actions) - set(known):
             raise ValueError(
-                f"action names parts of an action, at least one of {', '.join(map(repr, known))}; got {self.action!r}."
+                f"actions names parts, at least one of {', '.join(map(repr, known))}; got {self.actions!r}."
             )
-        twice = {"crop", "flip"} <= set(self.action) and self.frame == "view", {"jitter", "hue"} <= set(self.action)
-        if len(set(self.action)) < len(self.action) or any(twice):
+        twice = {"crop", "flip"} <= set(self.actions) and self.frame == "view", {"jitter", "hue"} <= set(self.actions)
+        if len(set(self.actions)) < len(self.actions) or any(twice):
             raise ValueError(
                 f"A part can be named once: in the frame of the view a crop holds its flip, and jitter holds the hue; "
-                f"got {self.action!r}."
+                f"got {self.actions!r}."
             )
 
     @classmethod
@@ -228,7 +228,7 @@ class AugmentedViews:
             "crop": Crop() if self.frame == "view" else Translation(4),
             "flip": Flip(), "jitter": Product(JITTER), "hue": Hue(), "blur": Translation(1),
         }  # fmt: skip
-        return Product({part: groups[part] for part in self.action})
+        return Product({part: groups[part] for part in self.actions})
 
     def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
         """Draw settings for `num_views` views of each image, make the views, and say how they differ."""
@@ -319,7 +319,7 @@ class AugmentedViews:
             "crop": crop, "flip": parameters.flip[..., None], "jitter": parameters.jitter,
             "hue": parameters.jitter[..., 3:], "blur": parameters.blur[..., None],
         }  # fmt: skip
-        return self.group.join({part: parts[part] for part in self.action})
+        return self.group.join({part: parts[part] for part in self.actions})
 
     def render(
         self, images: Float[Tensor, "B C H W"], parameters: AugmentationParameters

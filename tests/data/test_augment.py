@@ -215,7 +215,7 @@ def test_in_the_frame_of_the_view_the_action_finds_the_next_crop() -> None:
     ramp = torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")) / 64
     image = torch.cat([ramp, torch.zeros(1, 64, 64)])[None]  # each pixel holds its own row and column
     plain = Augmentation(jitter=0, grey=0, blur=0, crop_area=(0.1, 0.4))
-    sampler = AugmentedViews(2, 16, observed=plain, predicted=plain, action=("crop",), interpolation="bilinear")
+    sampler = AugmentedViews(2, 16, observed=plain, predicted=plain, actions=("crop",), interpolation="bilinear")
     for seed in range(20):
         views, actions, *_ = sampler(image, generator=seeded(seed))
         now, following = (view[:2].flatten(1) for view in views[0])
@@ -231,10 +231,10 @@ def test_in_the_frame_of_the_view_the_action_finds_the_next_crop() -> None:
 
 def test_the_parts_of_an_action_are_those_named_in_their_order() -> None:
     images = torch.rand(4, 3, 32, 32, generator=seeded())
-    whole = AugmentedViews.cifar(frame="image", action=("crop", "flip", "jitter", "blur"))
+    whole = AugmentedViews.cifar(frame="image", actions=("crop", "flip", "jitter", "blur"))
     _, actions, p, _, group = whole(images, generator=seeded(1))
     for action in (("blur", "hue"), ("jitter", "crop"), ("flip",)):
-        part = AugmentedViews.cifar(frame="image", action=action)
+        part = AugmentedViews.cifar(frame="image", actions=action)
         _, some, _, _, some_group = part(images, generator=seeded(1))
         assert list(some_group.groups) == list(action)
         for name in action:
@@ -249,7 +249,7 @@ def test_the_parts_of_an_action_are_those_named_in_their_order() -> None:
 
 def test_differences_of_hue_are_wrapped() -> None:
     strong = Augmentation(hue=0.5, jitter=1.0)
-    sampler = AugmentedViews.cifar(4, observed=strong, predicted=strong, action=("hue",))
+    sampler = AugmentedViews.cifar(4, observed=strong, predicted=strong, actions=("hue",))
     _, actions, p, *_ = sampler(torch.rand(200, 3, 32, 32, generator=seeded()), generator=seeded())
     plain = p.jitter[:, 1:, 3] - p.jitter[:, :-1, 3]
     assert (plain.abs() > 0.5).float().mean() > 0.2  # a quarter of them, in the released code
@@ -324,12 +324,12 @@ def test_views_can_be_differentiated_with_respect_to_their_images() -> None:
         ({"size": 0}, "size is the side of a view in pixels, at least 1; got 0"),
         ({"frame": "world"}, "frame must be 'view' or 'image'; got 'world'"),
         ({"interpolation": "nearest"}, "interpolation must be 'bicubic' or 'bilinear'; got 'nearest'"),
-        ({"action": ("crop", "shear")}, r"at least one of 'crop', 'flip', .*; got \('crop', 'shear'\)"),
-        ({"action": ()}, r"at least one of 'crop'"),
-        ({"action": "crop"}, r"got \('c', 'r', 'o', 'p'\)"),
-        ({"action": ("crop", "flip")}, "in the frame of the view a crop holds its flip"),
-        ({"action": ("jitter", "hue")}, "jitter holds the hue"),
-        ({"action": ("blur", "blur")}, "can be named once"),
+        ({"actions": ("crop", "shear")}, r"at least one of 'crop', 'flip', .*; got \('crop', 'shear'\)"),
+        ({"actions": ()}, r"at least one of 'crop'"),
+        ({"actions": "crop"}, r"got \('c', 'r', 'o', 'p'\)"),
+        ({"actions": ("crop", "flip")}, "in the frame of the view a crop holds its flip"),
+        ({"actions": ("jitter", "hue")}, "jitter holds the hue"),
+        ({"actions": ("blur", "blur")}, "can be named once"),
         ({"blur_kernel": 4}, "blur_kernel must be odd and reach less than a view's side; got 4"),
     ],
 )
