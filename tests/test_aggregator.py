@@ -323,7 +323,7 @@ def test_every_projection_is_called_so_that_another_layer_can_take_its_place(nor
     for name in names:
         parent, _, leaf = name.rpartition(".")
         aggregator.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
-        setattr(aggregator.get_submodule(parent), leaf, Called(aggregator.get_submodule(name)))  # type: ignore[arg-type]
+        setattr(aggregator.get_submodule(parent), leaf, Called(aggregator.get_submodule(name)))
     aggregator(torch.randn(3, 4, 8)).square().sum().backward()
     assert called == set(names)
     for name in names:
