@@ -276,10 +276,13 @@ def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(workers: int) 
 
 def test_the_state_can_be_saved_without_pickle(tmp_path: Any) -> None:
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
-    next(iter(loader))
+    batches = iter(loader)
+    next(batches)
     torch.save(loader.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert (state["epoch"], state["batch"]) == (0, 1)
+    del batches  # the pass is over
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 0)
     passes(loader)
     assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (2, 0)
 
@@ -298,18 +301,18 @@ def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(workers: int) -
 
 def test_a_state_of_other_settings_is_refused_in_the_middle_of_an_epoch() -> None:
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
-    next(iter(loader))
+    next(running := iter(loader))
     other = ViewLoader(Numbered(), noisy_pairs, batch_size=6, seed=1)
     with pytest.raises(
         ValueError, match=r"seed was 0 and is 1, batch_size was 5 and is 6\. Build it as before, or begin"
     ):
         other.load_state_dict(loader.state_dict())
-    passes(loader)
+    list(running), passes(loader)
     other.load_state_dict(loader.state_dict())  # between epochs they may change
     assert other.state_dict()["epoch"] == 2
-    with pytest.raises(ValueError, match=r"has the keys epoch, batch, seed, .*; got epoch"):
+    with pytest.raises(ValueError, match=r"has the keys epoch, batch, next_epoch, seed, .*; got epoch"):
         loader.load_state_dict({"epoch": 1})
-    with pytest.raises(ValueError, match="batches from 0 to 3; got 0 and 4"):
+    with pytest.raises(ValueError, match="batches from 0 to 3; got epoch 0, batch 4 and next_epoch 3"):
         loader.load_state_dict({**loader.state_dict(), "epoch": 0, "batch": 4})
 
 
