@@ -117,7 +117,7 @@ def number_tensor(number: Any, name: str, what: str = "label") -> Tensor | None:
         return torch.as_tensor(number, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"A {what} is a number or a tensor; that of {name} is {number!r}. "
+            f"A{'n' * (what[0] == 'a')} {what} is a number or a tensor; that of {name} is {number!r}. "
             f"{'Number the classes in the dataset' if what == 'label' else 'Make it a tensor in the dataset'}."
         ) from None
 
