@@ -425,9 +425,7 @@ def test_a_part_of_an_index_is_not_made_up_for_by_walking(bench: Path, lost: str
     (bench / f"{lost}.npy").unlink()
     whole, broken = ("train", "val") if lost.startswith("val") else ("val", "train")
     assert set(read(bench, whole).objects) <= set(OBJECTS)
-    with pytest.raises(
-        FileNotFoundError, match=rf"{lost}\.npy is missing; a part of the index .*, as .*\.npy is\. A"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"{lost}\.npy is missing; a part of the index .*, as .*\.npy is\. A"):
         read(bench, broken)
     for file in bench.glob("*.npy"):
         file.unlink()
@@ -859,9 +857,7 @@ def test_a_palette_becomes_its_colours(tmp_path: Path, transparency: Any) -> Non
 def test_pixels_of_no_known_white_are_refused_by_the_file_s_name(tmp_path: Path, dtype: Any) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.fromarray(RAMP.astype(dtype)).save(tmp_path / "train" / "a" / "x.tiff")
-    with pytest.raises(
-        ValueError, match=r"x\.tiff should be an image; its pixels have 32 bits, .*: save it with 8 or"
-    ):
+    with pytest.raises(ValueError, match=r"x\.tiff should be an image; its pixels have 32 bits, .*: save it with 8 or"):
         ImageNet(tmp_path, "train")[0]
 
 
