@@ -136,6 +136,12 @@ def test_isolated_draws_repeat_and_leave_no_trace() -> None:
     assert draw() == expected
 
 
+def test_the_generators_of_numpy_and_python_draw_different_numbers() -> None:
+    for seed in range(3):
+        with isolated_rng(seed):
+            assert {random.random() for _ in range(5)}.isdisjoint(np.random.random(5).tolist())  # noqa: NPY002
+
+
 def test_a_seeded_dataset_repeats_its_items_until_the_epoch_changes() -> None:
     dataset = Drawn()
     first = dataset[5].image
@@ -327,6 +333,15 @@ def test_ranks_share_an_epoch_out_evenly_without_overlap(
         assert sorted(taken) == list(range(share * world))
 
 
+def test_ranks_take_turns_in_one_order_which_is_another_for_each_seed() -> None:
+    def order(rank: int = 0, world_size: int = 1, seed: int = 0) -> list[int]:
+        settings: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
+        return EpochOrder(20, 2, shuffle=True, drop_last=True, **settings).indices(5)
+
+    assert [order(rank, 3) for rank in range(3)] == [order()[rank:18:3] for rank in range(3)]
+    assert len({tuple(order(seed=seed)) for seed in range(5)}) == 5
+
+
 def test_the_rank_is_that_of_torch_distributed_where_that_is_in_use() -> None:
     from torch import distributed
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -435,7 +450,7 @@ def of_epochs(*epochs: int, **settings: Any) -> list[list[ViewSequence]]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_passes_beside_each_other_do_not_disturb_each_other(workers: int) -> None:
-    zero, one, two, three = of_epochs(0, 1, 2, 3)
+    zero, one, two, three, four = of_epochs(0, 1, 2, 3, 4)
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5, num_workers=workers)
     together = list(zip(loader, loader, loader, strict=True))
     for wanted, got in zip((zero, one, two), zip(*together, strict=True), strict=True):
@@ -449,8 +464,9 @@ def test_passes_beside_each_other_do_not_disturb_each_other(workers: int) -> Non
         if len(main) == 2:
             assert_same([next(iter(loader))], two[:1])
     assert_same(main, one)
+    assert_same([next(iter(loader))], three[:1])
     assert_same(list(held), zero[1:])
-    assert_same(passes(loader), three)
+    assert_same(passes(loader), four)
 
 
 class Processes(Numbered):
@@ -528,8 +544,11 @@ def test_of_several_passes_the_state_is_that_of_the_one_that_handed_out_a_batch_
     assert state() == (0, 2, 2)  # until it goes on
     loader.set_epoch(7)
     assert state() == (7, 0, 8)
+    next(held)
+    loader.load_state_dict({**loader.state_dict(), "epoch": 3, "batch": 2, "next_epoch": 9})
+    assert state() == (3, 2, 9)
     del held
-    assert state() == (7, 0, 8)
+    assert state() == (3, 2, 9)
 
 
 def test_a_pass_that_fails_is_over() -> None:
@@ -606,8 +625,9 @@ BY_DEFAULT, COLLATED = unnamed(0), collated()
 @pytest.mark.usefixtures("other_defaults")
 def test_loading_is_work_of_the_cpu_whatever_torch_s_defaults_are(workers: int) -> None:
     assert_same(unnamed(workers), BY_DEFAULT)
-    in_order = EpochOrder(9, 3, seed=0, shuffle=False, drop_last=True, rank=0, world_size=1)
-    assert in_order.indices(0) == list(range(9))
+    for shuffle in (False, True):
+        order = EpochOrder(9, 3, seed=0, shuffle=shuffle, drop_last=True, rank=0, world_size=1)
+        assert sorted(order.indices(0)) == list(range(9))
 
 
 @pytest.mark.usefixtures("other_defaults")
@@ -752,6 +772,8 @@ def test_images_of_different_sizes_are_named_by_their_index() -> None:
     ([Image.new("I", (2, 2))], TypeError, "8 bits a channel; item 0 of the batch has mode 'I'"),
     ([image().float(), image() - 1.8], ValueError, r"in \[0, 1\]; item 1 of the batch goes from -1\.8 to -1\.8\. L"),
     ([image() + 200.0], ValueError, "goes from 200 to 200.*divide by 255"),
+    ([image() + 1.3], ValueError, r"goes from 1\.3 to 1\.3"),
+    ([image() - 0.3], ValueError, r"goes from -0\.3 to -0\.3"),
     ([image() * torch.nan], ValueError, "goes from nan to nan.*look for NaN"),
     ([(image(), "cat")], TypeError, "label is a number or a tensor; that of item 0 of the batch is 'cat'"),
     ([(image(), 1), image()], ValueError, "have a label, or none has; item 1 of the batch has none"),

@@ -776,6 +776,7 @@ def test_what_is_missing_or_broken_in_class_folders_is_named(imagenet: Path) -> 
 def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
     for split, names in {"train": "acd", "val": "bd", "empty": ""}.items():
         (tmp_path / split / "nothing").mkdir(parents=True)
+        (tmp_path / split / "nothing" / ".hidden.png").write_bytes(b"")
         for number, name in enumerate(names):
             (tmp_path / split / name).mkdir()
             grey(10 * number).save(tmp_path / split / name / "1.PNG")
@@ -800,6 +801,12 @@ LEVELS = np.rint(RAMP / 257).astype(np.uint8)
 
 def coloured() -> Image.Image:
     return Image.fromarray(np.stack([LEVELS, 255 - LEVELS, LEVELS // 2], axis=2))
+
+
+def one_blue_pixel() -> Image.Image:
+    image = Image.fromarray(LEVELS).convert("RGB")
+    image.putpixel((3, 4), (0, 0, 200))
+    return image
 
 
 def see_through(image: Image.Image, mode: str) -> Image.Image:
@@ -840,7 +847,8 @@ def test_images_of_any_common_format_keep_their_proportions(tmp_path: Path, name
     for dataset in (ImageNet(tmp_path, "train"), TinyImageNet(tmp_path, "train")):
         (item,) = (dataset[i] for i in range(len(dataset)))
         assert (item.image.shape, item.image.dtype) == ((3, 64, 64), torch.uint8)
-        assert (item.image.permute(1, 2, 0).int() - expected.int()).abs().max() <= 1
+        inexact = name == "printer's colours"
+        assert (item.image.permute(1, 2, 0).int() - expected.int()).abs().max() <= int(inexact)
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(200))])
@@ -903,6 +911,7 @@ def test_maps_of_any_grey_format_keep_their_proportions(tmp_path: Path, name: st
 
 @pytest.mark.parametrize(("make", "message"), [
     (coloured, "it has colours, and a map has one number a pixel: save the numbers, not a heat map"),
+    (one_blue_pixel, "it has colours"),
     (lambda: see_through(Image.fromarray(LEVELS), "L"), "a part of it is transparent, and nothing says what that"),
 ])  # fmt: skip
 def test_maps_that_are_not_grey_are_refused_by_the_file_s_name(
