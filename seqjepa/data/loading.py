@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -138,7 +139,7 @@ class ViewLoader:
         self._lent = True
         try:
             self.order.start_at(this.epoch, this.batch)
-            with torch.device("cpu"):  # DataLoader draws a seed on the default device
+            with _on_the_cpu():  # DataLoader draws a seed on the default device
                 batches = iter(self._persistent if borrower else self._temporary)
             for number, batch in enumerate(batches, start=this.batch):
                 generator = batch_generator(
@@ -312,7 +313,7 @@ class SeededItems(Dataset[Any]):
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
         """All items of a batch with their indices, made on the CPU; the global generators are left as they were."""
         items = []
-        with torch.device("cpu"), preserved_rng():
+        with _on_the_cpu(), preserved_rng():
             for epoch, index in keys:
                 with seeded_item(self.seed, epoch, index):
                     items.append((index, self.dataset[index]))
@@ -321,6 +322,16 @@ class SeededItems(Dataset[Any]):
 
 def _collate_items(items: Sequence[tuple[int, Any]]) -> ImageBatch | ViewSequence:
     return collate_named([item for _, item in items], [f"item {index} of the dataset" for index, _ in items])
+
+
+def _on_the_cpu() -> AbstractContextManager[Any]:
+    """Inside, the default device is the CPU. Not entered where it is that already: it would slow each call of torch."""
+    try:
+        if torch.empty(0).device.type == "cpu":
+            return nullcontext()
+    except RuntimeError:  # a GPU is the default, in a forked worker that can't use it
+        pass
+    return torch.device("cpu")
 
 
 def _unit_floats(images: Tensor) -> Tensor:
