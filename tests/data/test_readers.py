@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,11 @@ def test_a_cache_that_does_not_fit_is_refused(bench: Path, tmp_path: Path) -> No
         ValueError, match=r"does not hold the images.*image 0 differs by 25\d levels.*a folder of its own.*delete it"
     ):
         read(bench, cache=folder)
+    grey(0).save(bench / first.objects[0] / "image_0.jpg", quality=95)
+    read(bench, cache=folder)
+    grey(255).save(bench / first.objects[-1] / f"image_{VIEWS - 1}.jpg")
+    with pytest.raises(ValueError, match=r"does not hold the images that the dataset has: image 71 differs"):
+        read(bench, cache=folder)
     np.save(file, np.zeros((5, 3, 16, 16), np.uint8))
     with pytest.raises(ValueError, match=r"should hold \(72, 3, 16, 16\) uint8; it holds \(5, 3, 16, 16\) uint8"):
         read(bench, cache=folder)
@@ -418,14 +424,15 @@ def test_an_index_that_does_not_fit_is_refused(bench: Path) -> None:
         read(bench, "val", index=bench)
 
 
-@pytest.mark.parametrize("lost", ["train_images", "train_labels", "val_images", "val_labels"])
+@pytest.mark.parametrize("lost", ["train_images", "train_labels", "val_images", "val_labels", "val_", "train_"])
 def test_a_part_of_an_index_is_not_made_up_for_by_walking(bench: Path, lost: str) -> None:
     write_index(bench, OBJECTS[:10], [0] * 10)
     write_index(bench, OBJECTS[10:], [1] * 5, "val")
-    (bench / f"{lost}.npy").unlink()
+    for file in bench.glob(f"{lost}*.npy"):
+        file.unlink()
     whole, broken = ("train", "val") if lost.startswith("val") else ("val", "train")
     assert set(read(bench, whole).objects) <= set(OBJECTS)
-    with pytest.raises(FileNotFoundError, match=rf"{lost}\.npy is missing; a part of the index .*, as .*\.npy is\. A"):
+    with pytest.raises(FileNotFoundError, match=rf"{lost}.*npy is missing; a part of the index .*, as .*\.npy is\. A"):
         read(bench, broken)
     for file in bench.glob("*.npy"):
         file.unlink()
@@ -538,6 +545,18 @@ def test_random_windows_are_distributed_as_torchvision_s() -> None:
     assert ((ours.std(0) / theirs.std(0) - 1).abs() < 0.08).all()
 
 
+def test_random_windows_reach_all_edges_and_are_as_often_high_as_wide() -> None:
+    crop, generator = RandomResizedCrop(8, scale=(0.1, 0.4), ratio=(0.25, 4.0)), torch.Generator().manual_seed(0)
+    windows = torch.tensor([crop.window(40, 40, generator=generator) for _ in range(2000)])
+    top, left, h, w = windows.unbind(1)
+    assert min(top) == min(left) == 0
+    assert max(top + h) == max(left + w) == 40
+    small = RandomResizedCrop(8, scale=(0.3, 0.4), ratio=(1.0, 1.0))
+    starts = Counter(small.window(4, 4, generator=generator)[0] for _ in range(900))  # 2 of 4 pixels
+    assert all(abs(starts[start] - 300) < 75 for start in range(3))
+    assert abs((h > w).float().mean() - (w > h).float().mean()) < 0.1
+
+
 def test_a_crop_s_pixels_are_torchvision_s() -> None:
     image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
     crop = RandomResizedCrop(24)
@@ -549,6 +568,8 @@ def test_a_crop_s_pixels_are_torchvision_s() -> None:
     centre, _ = CenterCrop(32, share=32 / 60)(image)
     assert torch.equal(centre, vision.center_crop(image, [32, 32]))
     assert CenterCrop(24)(image[:, :30])[0].shape == (3, 24, 24)
+    usual, _ = CenterCrop(28)(image[:, :32, :32])  # a side of 7/8
+    assert torch.equal(usual, image[:, 2:30, 2:30])
 
 
 def test_image_and_saliency_are_cropped_together() -> None:
@@ -757,6 +778,11 @@ def test_what_is_missing_or_broken_in_class_folders_is_named(imagenet: Path) -> 
     with pytest.raises(ValueError, match=r"_1_sal\.npy is 24 × 24 for an image of 24 × 32.*pass stretch=True"):
         dataset[1]
     assert ImageNet(imagenet / "images", **settings, stretch=True)[1].saliency.shape == (24, 32)
+    np.save(folder / "n01440764_1_sal.npy", np.ones((24, 33)))  # of the same ratio but for rounding to pixels
+    assert dataset[1].saliency.shape == (24, 32)
+    np.save(folder / "n01440764_1_sal.npy", np.ones((24, 30)))
+    with pytest.raises(ValueError, match=r"_1_sal\.npy is 24 × 30 for an image of 24 × 32"):
+        dataset[1]
     np.save(folder / "n01440764_1_sal.npy", np.ones((2, 24, 32)))
     with pytest.raises(ValueError, match=r"_1_sal\.npy should hold the saliency map of one image; it holds 2"):
         dataset[1]
@@ -1130,7 +1156,10 @@ def test_tiny_imagenet_may_be_cached(tiny: Path, tmp_path: Path) -> None:
     plain = TinyImageNet(tiny)
     for cache in ("memory", tmp_path):
         cached = TinyImageNet(tiny, cache=cache)
-        assert all(torch.equal(plain[i].image, cached[i].image) for i in range(6))
+        for i in [*range(6), *range(6)]:
+            image = cached[i].image
+            assert torch.equal(plain[i].image, image)
+            image.zero_()  # an item is the caller's own
 
 
 def test_what_is_missing_in_tiny_imagenet_is_named(tiny: Path) -> None:
