@@ -138,7 +138,7 @@ def test_isolated_draws_repeat_and_leave_no_trace() -> None:
 
 def test_the_generators_of_numpy_and_python_draw_different_numbers() -> None:
     for seed in range(3):
-        with isolated_rng(seed):
+        with isolated_rng(derive_seed("item", seed)):  # above 32 bits
             assert {random.random() for _ in range(5)}.isdisjoint(np.random.random(5).tolist())  # noqa: NPY002
 
 
