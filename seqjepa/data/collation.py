@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from seqjepa.types import ViewSequence
+from seqjepa.types import ViewSequence, map_tensors, number_tensor, stack, stack_sequences
 
 __all__ = ["ImageBatch", "Sample", "collate", "collate_named", "image_tensor"]
 
@@ -24,8 +24,9 @@ class Sample(NamedTuple):
 
     Examples:
         >>> import torch
-        >>> Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), label=4).saliency is None
-        True
+        >>> picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        >>> collate([Sample(picture, label=4), Sample(picture, label=7)]).labels
+        tensor([4, 7])
     """
 
     image: Any
@@ -43,13 +44,18 @@ class ImageBatch(NamedTuple):
 
     Examples:
         >>> import torch
-        >>> ImageBatch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).labels is None
-        True
+        >>> images, labels, saliency = collate([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 2)
+        >>> images.shape, labels
+        (torch.Size([2, 3, 8, 8]), None)
     """
 
     images: Shaped[Tensor, "B C H W"]
     labels: Tensor | None = None
     saliency: Float[Tensor, "B H W"] | None = None
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> ImageBatch:
+        """The same batch on a device."""
+        return cast(ImageBatch, map_tensors(lambda part: part.to(device, non_blocking=non_blocking), self))
 
 
 def collate(items: Sequence[Any]) -> ImageBatch | ViewSequence:
@@ -87,7 +93,7 @@ def collate_named(items: Sequence[Any], names: Sequence[str]) -> ImageBatch | Vi
     if not items:
         raise ValueError("A batch needs at least one item; got none.")
     if any(isinstance(item, ViewSequence) for item in items):
-        return _stack_sequences(items, names)
+        return stack_sequences(items, names)
     samples = [as_sample(item, name) for item, name in zip(items, names, strict=True)]
     images = [image_tensor(sample.image, name) for sample, name in zip(samples, names, strict=True)]
     _check_same_size(images, names)
@@ -98,8 +104,8 @@ def collate_named(items: Sequence[Any], names: Sequence[str]) -> ImageBatch | Vi
         None if sample.saliency is None else _saliency_map(sample.saliency, image, name)
         for sample, image, name in zip(samples, images, names, strict=True)
     ]
-    labels = _stack([_label(sample.label, name) for sample, name in zip(samples, names, strict=True)], "label", names)
-    return ImageBatch(stacked, labels, _stack(maps, "saliency map", names))
+    numbers = [number_tensor(sample.label, name) for sample, name in zip(samples, names, strict=True)]
+    return ImageBatch(stacked, stack(numbers, "label", names), stack(maps, "saliency map", names))
 
 
 def as_sample(item: Any, name: str) -> Sample:
@@ -127,11 +133,15 @@ def image_tensor(image: Any, name: str = "The image") -> Shaped[Tensor, "C H W"]
     """A tensor (C, H, W) as it is; a PIL image as uint8."""
     if isinstance(image, Tensor):
         if image.ndim != 3 or 0 in image.shape:
-            raise ValueError(f"An image tensor has the axes (C, H, W); {name} has shape {tuple(image.shape)}.")
+            way = "Views with the actions between them are a seqjepa.types.ViewSequence: yield that, without a sampler."
+            raise ValueError(
+                f"An image tensor has the axes (C, H, W); {name} has shape {tuple(image.shape)}."
+                f"{f' {way}' if image.ndim == 4 else ''}"
+            )
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(
-                f"An image tensor is uint8, or floating point in [0, 1]; {name} is {image.dtype}. Convert it in the "
-                "dataset's transform."
+                f"An image tensor is uint8, or floating point in [0, 1]; {name} is {image.dtype}. Divide it in the "
+                "dataset's transform by the largest value it can have: image / 65535 for 16 bits."
             )
         return image
     if not (hasattr(image, "tobytes") and hasattr(image, "mode")):  # a PIL image, without importing PIL
@@ -145,12 +155,21 @@ def image_tensor(image: Any, name: str = "The image") -> Shaped[Tensor, "C H W"]
             "the dataset's transform."
         )
     grey = image.mode in ("L", "1")
-    image = image.convert("L" if grey else "RGB")
+    image = image.convert("L") if grey else rgb_image(image)
     width, height = image.size
     if width * height == 0:
         raise ValueError(f"An image has at least one pixel; {name} is {height} × {width}.")
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(height, width, 1 if grey else 3).permute(2, 0, 1)
+
+
+def rgb_image(image: Any) -> Any:
+    """A PIL image of 8 bits as RGB. Transparency is left out: a pixel has the colour that is stored under it."""
+    if image.mode == "RGB":
+        return image  # convert would copy
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # from a palette straight to RGB, Pillow warns
+    return image.convert("RGB")
 
 
 def _check_same_size(images: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -183,19 +202,8 @@ def _unit_range(images: Tensor, names: Sequence[str]) -> Tensor:
     return images.clamp(0, 1)
 
 
-def _label(label: Any, name: str) -> Tensor | None:
-    if label is None:
-        return None
-    try:
-        return torch.as_tensor(label)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"A label is a number or a tensor; that of {name} is {label!r}. Number the classes in the dataset."
-        ) from None
-
-
 def _saliency_map(saliency: Any, image: Tensor, name: str) -> Float[Tensor, "H W"]:
-    saliency = torch.as_tensor(saliency)
+    saliency = torch.as_tensor(saliency, device=image.device)
     if saliency.ndim == 3 and saliency.shape[0] == 1:
         saliency = saliency[0]
     if saliency.shape != image.shape[1:]:
@@ -204,51 +212,3 @@ def _saliency_map(saliency: Any, image: Tensor, name: str) -> Float[Tensor, "H W
             f"{tuple(saliency.shape)}. Crop and resize both together, as the readers do."
         )
     return saliency.float()
-
-
-def _stack(parts: Sequence[Tensor | None], what: str, names: Sequence[str]) -> Tensor | None:
-    """Stack tensors of one shape; None where there are none at all."""
-    if all(part is None for part in parts):
-        return None
-    shape = None
-    for part, name in zip(parts, names, strict=True):
-        if part is None:
-            raise ValueError(f"All items of a batch have a {what}, or none has; {name} has none.")
-        shape = part.shape if shape is None else shape
-        if part.shape != shape:
-            raise ValueError(
-                f"The {what}s of a batch have one shape; {names[0]} has {tuple(shape)}, {name} has {tuple(part.shape)}."
-            )
-    return torch.stack(cast("list[Tensor]", list(parts)))
-
-
-def _stack_sequences(items: Sequence[Any], names: Sequence[str]) -> ViewSequence:
-    for item, name in zip(items, names, strict=True):
-        if not isinstance(item, ViewSequence):
-            raise TypeError(f"All items of a batch are ViewSequences, or none is; {name} is a {type(item).__name__}.")
-        if item.views.ndim != 4 or item.actions.ndim != 2 or len(item.views) != len(item.actions) + 1:
-            raise ValueError(
-                "A dataset's ViewSequence is one source without the batch axis, views (T+1, C, H, W) and actions (T, "
-                f"A); {name} has {tuple(item.views.shape)} and {tuple(item.actions.shape)}."
-            )
-        if len(item.actions) == 0:
-            raise ValueError(
-                f"A sequence has at least two views, so that there is an action (T ≥ 1); {name} has one view. Let the "
-                "dataset yield more views of each source."
-            )
-    views, actions, labels = (
-        _stack([_label(getattr(item, field), name) for item, name in zip(items, names, strict=True)], field, names)
-        for field in ("views", "actions", "labels")
-    )
-    assert views is not None
-    assert actions is not None
-    parameters = _stack_nested([item.parameters for item in items], names)
-    return ViewSequence(views, actions, parameters, labels, items[0].group)
-
-
-def _stack_nested(parts: Sequence[Any], names: Sequence[str]) -> Any:
-    """Tensors, NamedTuples of them, or None."""
-    if isinstance(parts[0], tuple) and hasattr(parts[0], "_fields"):
-        kind = cast(Any, type(parts[0]))
-        return kind(*(_stack_nested([getattr(part, field) for part in parts], names) for field in kind._fields))
-    return _stack([_label(part, name) for part, name in zip(parts, names, strict=True)], "parameter", names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -12,14 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from seqjepa.data.collation import ImageBatch, collate_named
-from seqjepa.data.seeding import (
-    SeededDataset,
-    batch_generator,
-    derive_seed,
-    item_generator,
-    preserved_rng,
-    seed_globals,
-)
+from seqjepa.data.seeding import batch_generator, derive_seed, preserved_rng, seeded_item
 from seqjepa.types import ViewSequence
 
 __all__ = ["ViewLoader"]
@@ -35,14 +29,18 @@ class ViewLoader:
     where the sampler draws; not on the number of workers, nor on what else the program draws. Random transforms in the
     dataset find the global generators of torch, NumPy and Python seeded for this item of this epoch; the state that
     they had before is put back. A [`SeededDataset`][seqjepa.data.SeededDataset] is handed a generator for each
-    item.
+    item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for items by index.
+    Items are loaded on the CPU, whatever `torch.set_default_device` says.
 
     Ranks. All ranks draw one order of the N images of an epoch; rank r takes every `world_size`-th, from the r-th on.
     Each rank takes ⌊N / world_size⌋ of them, none twice: the N mod world_size last of the order are left out of this
     epoch, and with `drop_last` those that don't fill a batch. With `shuffle` they are others each epoch.
 
     Epochs. A pass goes on with the epoch after the last one, also where that was broken off. `set_epoch` chooses the
-    next.
+    next. Several passes at a time don't disturb each other: each is of its own epoch, with workers of its own.
+
+    Evaluation wants `shuffle=False, drop_last=False`: by default the items that don't fill a batch are left out, and
+    would never be scored. On several ranks, `rank=0, world_size=1` lets each of them see all items.
 
     Args:
         dataset: with `len` and an index; items as [`collate`][seqjepa.data.collate] takes them.
@@ -62,7 +60,7 @@ class ViewLoader:
             pinned for a GPU, unless said otherwise here.
 
     Raises:
-        ValueError: no batch in an epoch; a size below its least; a rank outside 0 … world_size − 1.
+        ValueError: no batch in an epoch; a size below its least; a rank outside 0 … world_size − 1; `in_order=False`.
         TypeError: a dataset without length or index; a sampler that returns something else, or takes no saliency where
             the items have it.
 
@@ -103,20 +101,31 @@ class ViewLoader:
         )  # fmt: skip
         self.sampler, self.device, self.seed, self.rank = sampler, torch.device(device), seed, rank
         self._takes_saliency = _takes_saliency(sampler)
-        self._next = self._position = (0, 0)
+        self._next, self._following = (0, 0), 1
+        self._running: list[_Pass] = []
         options: dict[str, Any] = {
             "num_workers": num_workers,
             "persistent_workers": num_workers > 0,
             "pin_memory": self.device.type == "cuda",
             **(loader_options or {}),
         }
-        self._batches = DataLoader(
-            SeededItems(dataset, seed),
-            batch_sampler=cast(Any, self.order),
-            collate_fn=_collate_items,
-            generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global generator
-            **options,
+        if not options.get("in_order", True):
+            raise ValueError(
+                "A batch's random numbers hang on its place in the epoch; with in_order=False that would hang on the "
+                "workers. Leave it out of loader_options."
+            )
+        # Workers that persist serve one pass at a time. A pass beside another gets some for itself.
+        self._persistent, self._temporary = (
+            DataLoader(
+                SeededItems(dataset, seed),
+                batch_sampler=cast(Any, self.order),
+                collate_fn=_collate_items,
+                generator=torch.Generator("cpu"),  # for the workers' seeds: not from the global generator
+                **{**options, "persistent_workers": persistent},
+            )
+            for persistent in (options["persistent_workers"], False)
         )
+        self._lent = False
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -124,23 +133,47 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[ViewSequence]:
         """One pass over the data: the rest of the epoch where a state was loaded, else a whole one."""
-        epoch, first = self._next
-        self._next = (epoch + 1, 0)  # also when the caller breaks this pass off
-        self.order.start_at(epoch, first)
-        for number, batch in enumerate(self._batches, start=first):
-            generator = batch_generator(self.seed, epoch=epoch, rank=self.rank, batch=number, device=self.device)
-            sequence = self._views(batch, generator)
-            self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
-            yield sequence
+        this = _Pass(*self._next)
+        self._next, self._following = (self._following, 0), self._following + 1
+        borrower = not self._lent
+        self._lent = True
+        try:
+            self.order.start_at(this.epoch, this.batch)
+            with _on_the_cpu():  # DataLoader draws a seed on the default device
+                batches = iter(self._persistent if borrower else self._temporary)
+            for number, batch in enumerate(batches, start=this.batch):
+                generator = batch_generator(
+                    self.seed, epoch=this.epoch, rank=self.rank, batch=number, device=self.device
+                )
+                sequence = self._views(batch, generator)
+                this.batch = number + 1
+                self._stands_in(this)
+                yield sequence
+        finally:  # also when the caller breaks the pass off
+            self._lent = self._lent and not borrower
+            self._running = [other for other in self._running if other is not this]
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be this epoch, from its first batch."""
-        self._next = self._position = (operator.index(epoch), 0)
+        epoch = operator.index(epoch)
+        if epoch < 0:
+            raise ValueError(f"Epochs count from 0; got {epoch}.")
+        self._next, self._following, self._running = (epoch, 0), epoch + 1, []
 
     def state_dict(self) -> dict[str, int | bool]:
-        """Where the loader stands: the epoch, how many of its batches were handed out, and the settings behind that."""
-        epoch, batch = self._position
-        return {"epoch": epoch, "batch": batch, **self.order.settings()}
+        """Where the loader stands: all that a loader of the same settings needs to go on as this one will.
+
+        While a pass is under way that is the rest of it: after the loop's last batch, after `break`, and after an
+        exception, it is the next epoch. To go on in the middle of an epoch, take the state inside the loop.
+
+        An iterator that you hold in a variable is a pass under way. Of several, the state is that of the one that
+        handed out a batch last; when that one has come to its end, it is the next epoch.
+        """
+        epoch, batch, following = *self._next, self._following
+        if self._running:
+            this = self._running[-1]
+            epoch, batch, following = this.epoch, this.batch, self._next[0]
+        return {"epoch": epoch, "batch": batch, "next_epoch": following, **self.order.settings()}
 
     def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
         """Let the next pass go on where a loader of the same settings stood.
@@ -149,23 +182,34 @@ class ViewLoader:
             ValueError: keys that are missing or unknown; in the middle of an epoch, other settings than were saved.
         """
         settings = self.order.settings()
-        if state.keys() != {"epoch", "batch"} | settings.keys():
+        if state.keys() | {"next_epoch"} != {"epoch", "batch", "next_epoch"} | settings.keys():
             raise ValueError(
-                f"A loader's state has the keys epoch, batch, {', '.join(settings)}; got {', '.join(state) or 'none'}."
+                f"A loader's state has the keys epoch, batch, next_epoch, {', '.join(settings)}; got "
+                f"{', '.join(state) or 'none'}."
             )
         epoch, batch = int(state["epoch"]), int(state["batch"])
+        following = int(state.get("next_epoch", epoch + 1))  # version 0.1 did not save it
         changed = [f"{name} was {state[name]} and is {now}" for name, now in settings.items() if state[name] != now]
         if batch and changed:
             raise ValueError(
                 f"A loader goes on in the middle of an epoch only with the settings it had; {', '.join(changed)}. "
                 f"Build it as before, or begin the next epoch with set_epoch({epoch + 1})."
             )
-        if epoch < 0 or not 0 <= batch < len(self):
-            raise ValueError(f"Epochs count from 0, batches from 0 to {len(self) - 1}; got {epoch} and {batch}.")
-        self._next = self._position = (epoch, batch)
+        if min(epoch, following) < 0 or not 0 <= batch < len(self):
+            raise ValueError(
+                f"Epochs count from 0, batches from 0 to {len(self) - 1}; got epoch {epoch}, batch {batch} and "
+                f"next_epoch {following}."
+            )
+        self._next, self._following, self._running = (epoch, batch), following, []
+
+    def _stands_in(self, this: _Pass) -> None:
+        """A pass has handed out a batch: if it was its last, others count as under way only when they go on."""
+        others = [other for other in self._running if other is not this]
+        self._running = [*others, this] if this.batch < len(self) else []
 
     def _views(self, batch: ImageBatch | ViewSequence, generator: torch.Generator) -> ViewSequence:
-        batch = _moved(batch, self.device)
+        # A copy from a GPU to the CPU must be waited for.
+        batch = batch.to(self.device, non_blocking=self.device.type not in ("cpu", "mps"))
         if isinstance(batch, ViewSequence):
             if self.sampler is not None:
                 raise TypeError(
@@ -194,6 +238,13 @@ class ViewLoader:
                 f"{type(sequence).__name__}."
             )
         return sequence if batch.labels is None else sequence._replace(labels=batch.labels)
+
+
+class _Pass:
+    """One pass over a loader: its epoch, and how many of the epoch's batches have been handed out."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.epoch, self.batch = epoch, batch
 
 
 class EpochOrder:
@@ -244,10 +295,10 @@ class EpochOrder:
     def indices(self, epoch: int) -> list[int]:
         """The items of this rank in one epoch, in order."""
         if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-            order = torch.randperm(self.length, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(derive_seed("order", self.seed, epoch))
+            order = torch.randperm(self.length, generator=generator, device="cpu")
         else:
-            order = torch.arange(self.length)
+            order = torch.arange(self.length, device="cpu")
         share = self.length // self.world_size
         mine: list[int] = order[: share * self.world_size][self.rank :: self.world_size].tolist()
         return mine
@@ -260,28 +311,27 @@ class SeededItems(Dataset[Any]):
         self.dataset, self.seed = dataset, seed
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
-        """All items of a batch with their indices; the global generators are left as they were."""
-        with preserved_rng():
-            return [(index, self._item(epoch, index)) for epoch, index in keys]
-
-    def _item(self, epoch: int, index: int) -> Any:
-        seed_globals(derive_seed("item", self.seed, epoch, index))
-        if isinstance(self.dataset, SeededDataset):
-            return self.dataset.draw(index, item_generator(self.seed, epoch, index))
-        return self.dataset[index]
+        """All items of a batch with their indices, made on the CPU; the global generators are left as they were."""
+        items = []
+        with _on_the_cpu(), preserved_rng():
+            for epoch, index in keys:
+                with seeded_item(self.seed, epoch, index):
+                    items.append((index, self.dataset[index]))
+        return items
 
 
 def _collate_items(items: Sequence[tuple[int, Any]]) -> ImageBatch | ViewSequence:
     return collate_named([item for _, item in items], [f"item {index} of the dataset" for index, _ in items])
 
 
-def _moved(part: Any, device: torch.device) -> Any:
-    """Tensors, and NamedTuples of them, to the device; anything else as it is."""
-    if isinstance(part, Tensor):
-        return part.to(device, non_blocking=True)
-    if isinstance(part, tuple) and hasattr(part, "_fields"):
-        return cast(Any, type(part))(*(_moved(field, device) for field in part))
-    return part
+def _on_the_cpu() -> AbstractContextManager[Any]:
+    """Inside, the default device is the CPU. Not entered where it is that already: it would slow each call of torch."""
+    try:
+        if torch.empty(0).device.type == "cpu":
+            return nullcontext()
+    except RuntimeError:  # a GPU is the default, in a forked worker that can't use it
+        pass
+    return torch.device("cpu")
 
 
 def _unit_floats(images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -134,8 +135,9 @@ class SeededDataset(Dataset[Any], ABC):
     """A dataset whose items depend on an index and on a generator: random crops, random views of an object.
 
     Write [`draw`][seqjepa.data.SeededDataset.draw] and `__len__`.
-    [`ViewLoader`][seqjepa.data.ViewLoader] hands every item a generator of its own. Elsewhere, `dataset[i]`
-    draws the same item each time, another one after `set_epoch`.
+    [`ViewLoader`][seqjepa.data.ViewLoader] hands every item a generator of its own, also where this dataset is inside
+    another one that asks it for items by index: `Subset`, `ConcatDataset`, or a class of your own. Elsewhere,
+    `dataset[i]` draws the same item each time, another one after `set_epoch`.
 
     Attributes:
         seed: of the items that `dataset[i]` draws.
@@ -167,8 +169,8 @@ class SeededDataset(Dataset[Any], ABC):
     def set_epoch(self, epoch: int) -> None:
         """Let `dataset[i]` draw the items of another epoch.
 
-        Worker processes hold copies of a dataset: with a DataLoader of your own and `persistent_workers=True` they
-        would not learn of it.
+        A ViewLoader has an epoch of its own, and doesn't look at this one. Worker processes hold copies of a dataset:
+        with a DataLoader of your own and `persistent_workers=True` they would not learn of it.
         """
         self.epoch = operator.index(epoch)
 
@@ -179,9 +181,42 @@ class SeededDataset(Dataset[Any], ABC):
         if not -length <= index < length:
             raise IndexError(f"Index {index} is out of range for {length} items, 0 to {length - 1}.")
         index %= length
-        return self.draw(index, item_generator(self.seed, self.epoch, index))
+        item = _ITEM.get()
+        if item is None:
+            return self.draw(index, item_generator(self.seed, self.epoch, index))
+        return self.draw(index, item.generator(self, index))
 
 
-def item_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The CPU generator of one item in one epoch."""
-    return torch.Generator().manual_seed(derive_seed("item", seed, epoch, index))
+class _Item:
+    """One item of a loader, while it is made: the streams of all that SeededDatasets are asked for on its behalf.
+
+    The first gets the stream of the item, so that a dataset draws the same inside a `Subset` of all as by itself; what
+    else is asked for gets streams of its own. What is asked for twice is the same twice, as it is without a loader.
+    """
+
+    def __init__(self, seed: int, epoch: int, index: int) -> None:
+        self.key = (seed, epoch, index)
+        self.asked: dict[tuple[int, int], tuple[int, SeededDataset]] = {}  # a dataset that is held keeps its id
+
+    def generator(self, dataset: SeededDataset, index: int) -> torch.Generator:
+        number, _ = self.asked.setdefault((id(dataset), index), (len(self.asked), dataset))
+        return item_generator(*self.key, *([number] if number else []))
+
+
+_ITEM: ContextVar[_Item | None] = ContextVar("item", default=None)
+
+
+@contextmanager
+def seeded_item(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Inside, the global generators and SeededDatasets at any depth draw what these three numbers say."""
+    seed_globals(derive_seed("item", seed, epoch, index))
+    token = _ITEM.set(_Item(seed, epoch, index))
+    try:
+        yield
+    finally:
+        _ITEM.reset(token)
+
+
+def item_generator(seed: int, epoch: int, index: int, *more: int) -> torch.Generator:
+    """The CPU generator of one item in one epoch, or of one more thing that is drawn for it."""
+    return torch.Generator("cpu").manual_seed(derive_seed("item", seed, epoch, index, *more))

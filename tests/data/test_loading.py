@@ -1,7 +1,10 @@
 """Any dataset feeds a sampler: what comes out hangs on the seed, the epoch and the rank, and on nothing else."""
 
+import os
 import random
+import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
 from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.collation import ImageBatch, Sample, collate
 from seqjepa.data.loading import EpochOrder, ViewLoader
+from seqjepa.data.readers import WithSaliency
 from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng
 from seqjepa.groups import Translation
 from seqjepa.types import ViewSequence
@@ -23,7 +27,7 @@ from seqjepa.types import ViewSequence
 
 def noisy_pairs(images: Tensor, *, generator: torch.Generator | None = None) -> ViewSequence:
     """A sampler: each image, and the image moved by a random grey level."""
-    shift = torch.rand(len(images), 1, generator=generator, device=images.device) / 10
+    shift = torch.rand(len(images), 1, generator=generator, device=images.device, dtype=images.dtype) / 10
     views = torch.stack([images, (images + shift[:, :, None, None]).clamp(0, 1)], dim=1)
     return ViewSequence(views, shift[:, None], group=Translation(1))
 
@@ -132,6 +136,12 @@ def test_isolated_draws_repeat_and_leave_no_trace() -> None:
     assert draw() == expected
 
 
+def test_the_generators_of_numpy_and_python_draw_different_numbers() -> None:
+    for seed in range(3):
+        with isolated_rng(derive_seed("item", seed)):  # above 32 bits
+            assert {random.random() for _ in range(5)}.isdisjoint(np.random.random(5).tolist())  # noqa: NPY002
+
+
 def test_a_seeded_dataset_repeats_its_items_until_the_epoch_changes() -> None:
     dataset = Drawn()
     first = dataset[5].image
@@ -141,6 +151,109 @@ def test_a_seeded_dataset_repeats_its_items_until_the_epoch_changes() -> None:
     assert not torch.equal(first, dataset[5].image)
     with pytest.raises(IndexError, match="Index 24 is out of range for 24 items, 0 to 23"):
         dataset[24]
+
+
+# Datasets inside datasets
+
+
+class Holder(Dataset[Any]):
+    """A user's own wrapper: it knows nothing of seeds."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inner[index]
+
+
+class Averages(Holder):
+    """An item is the mean of two, one of them asked for twice."""
+
+    def __getitem__(self, index: int) -> Any:
+        other = self.inner[(index + 1) % len(self.inner)]
+        assert torch.equal(self.inner[index].image, self.inner[index].image)  # as without a loader
+        assert not torch.equal(self.inner[index].image, other.image)
+        return Sample((self.inner[index].image + other.image) / 2, self.inner[index].label)
+
+
+class Framed(SeededDataset):
+    """A seeded dataset that asks another one by index."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def draw(self, index: int, generator: torch.Generator) -> Any:
+        item = self.inner[index]
+        noise = torch.rand(item.image.shape, generator=generator)
+        assert not torch.equal(noise, item.image)  # streams of their own
+        return Sample((item.image + noise) / 2, item.label)
+
+
+HELD: dict[str, Callable[[], Any]] = {
+    "Subset": lambda: Subset(Drawn(), range(24)),
+    "ConcatDataset": lambda: ConcatDataset([Drawn(), Drawn()]),
+    "random_split": lambda: random_split(Drawn(), [12, 12], torch.Generator().manual_seed(0))[1],
+    "nested": lambda: Subset(ConcatDataset([Subset(Drawn(), [3, 3, 5]), Subset(Drawn(), range(9))]), range(12)),
+    "a user's": lambda: Holder(Holder(Drawn())),
+    "a user's, of two": lambda: Averages(Drawn()),
+    "a seeded one": lambda: Framed(Drawn()),
+    "WithSaliency": lambda: WithSaliency(Subset(Drawn(), range(24)), torch.ones(24, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_seeded_dataset_draws_anew_each_item_epoch_and_seed_whatever_holds_it(name: str) -> None:
+    def drawn(seed: int, **settings: Any) -> Tensor:
+        dataset = HELD[name]()
+        loader = ViewLoader(dataset, looking, batch_size=len(dataset), shuffle=False, seed=seed, **settings)
+        return torch.stack([batch.views[:, 0] for batch in passes(loader, epochs=2)])
+
+    zero, one = drawn(0), drawn(1)
+    drawings = torch.stack([zero, one]).flatten(0, 2).flatten(1)
+    assert drawings.unique(dim=0).shape == drawings.shape  # no item twice
+    assert torch.equal(zero, drawn(0))
+    assert torch.equal(zero, drawn(0, num_workers=2))
+
+
+def test_holding_a_dataset_changes_nothing_of_what_it_draws() -> None:
+    expected = passes(ViewLoader(Drawn(), noisy_pairs, batch_size=5, seed=4), epochs=2)
+    held: list[Dataset[Any]] = [Subset(Drawn(), range(24)), ConcatDataset([Drawn()]), Holder(Drawn())]
+    for dataset in held:
+        assert_same(passes(ViewLoader(dataset, noisy_pairs, batch_size=5, seed=4), epochs=2), expected)
+
+
+def test_a_loader_leaves_what_is_asked_by_hand_as_it_was() -> None:
+    dataset = Drawn()
+    before = dataset[5].image
+    loader = ViewLoader(Subset(dataset, range(24)), noisy_pairs, batch_size=5)
+    for _ in loader:
+        assert torch.equal(dataset[5].image, before)
+
+    class Failing(Holder):
+        def __getitem__(self, index: int) -> Any:
+            raise KeyError("nothing there")
+
+    with pytest.raises(KeyError, match="nothing there"):
+        passes(ViewLoader(Failing(dataset), noisy_pairs, batch_size=5))
+    assert torch.equal(dataset[5].image, before)
+
+
+def test_a_dataset_that_overrides_its_items_is_asked_for_them() -> None:
+    class Inverted(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            item = super().__getitem__(index)
+            return Sample(1 - item.image, item.label)
+
+    plain = passes(ViewLoader(Drawn(), noisy_pairs, batch_size=6))
+    inverted = passes(ViewLoader(Inverted(), noisy_pairs, batch_size=6))
+    for one, other in zip(plain, inverted, strict=True):
+        torch.testing.assert_close(one.views[:, 0], 1 - other.views[:, 0])
 
 
 # Batches
@@ -220,6 +333,15 @@ def test_ranks_share_an_epoch_out_evenly_without_overlap(
         assert sorted(taken) == list(range(share * world))
 
 
+def test_ranks_take_turns_in_one_order_which_is_another_for_each_seed() -> None:
+    def order(rank: int = 0, world_size: int = 1, seed: int = 0) -> list[int]:
+        settings: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
+        return EpochOrder(20, 2, shuffle=True, drop_last=True, **settings).indices(5)
+
+    assert [order(rank, 3) for rank in range(3)] == [order()[rank:18:3] for rank in range(3)]
+    assert len({tuple(order(seed=seed)) for seed in range(5)}) == 5
+
+
 def test_the_rank_is_that_of_torch_distributed_where_that_is_in_use() -> None:
     from torch import distributed
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -276,10 +398,13 @@ def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(workers: int) 
 
 def test_the_state_can_be_saved_without_pickle(tmp_path: Any) -> None:
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
-    next(iter(loader))
+    batches = iter(loader)
+    next(batches)
     torch.save(loader.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert (state["epoch"], state["batch"]) == (0, 1)
+    del batches  # the pass is over
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 0)
     passes(loader)
     assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (2, 0)
 
@@ -298,19 +423,217 @@ def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(workers: int) -
 
 def test_a_state_of_other_settings_is_refused_in_the_middle_of_an_epoch() -> None:
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
-    next(iter(loader))
+    next(running := iter(loader))
     other = ViewLoader(Numbered(), noisy_pairs, batch_size=6, seed=1)
     with pytest.raises(
         ValueError, match=r"seed was 0 and is 1, batch_size was 5 and is 6\. Build it as before, or begin"
     ):
         other.load_state_dict(loader.state_dict())
-    passes(loader)
+    list(running), passes(loader)
     other.load_state_dict(loader.state_dict())  # between epochs they may change
     assert other.state_dict()["epoch"] == 2
-    with pytest.raises(ValueError, match=r"has the keys epoch, batch, seed, .*; got epoch"):
+    with pytest.raises(ValueError, match=r"has the keys epoch, batch, next_epoch, seed, .*; got epoch"):
         loader.load_state_dict({"epoch": 1})
-    with pytest.raises(ValueError, match="batches from 0 to 3; got 0 and 4"):
+    with pytest.raises(ValueError, match="batches from 0 to 3; got epoch 0, batch 4 and next_epoch 3"):
         loader.load_state_dict({**loader.state_dict(), "epoch": 0, "batch": 4})
+
+
+def of_epochs(*epochs: int, **settings: Any) -> list[list[ViewSequence]]:
+    """The passes that a loader makes when nothing disturbs it."""
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5, **settings)
+    wanted = []
+    for epoch in epochs:
+        loader.set_epoch(epoch)
+        wanted.append(passes(loader))
+    return wanted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_beside_each_other_do_not_disturb_each_other(workers: int) -> None:
+    zero, one, two, three, four = of_epochs(0, 1, 2, 3, 4)
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5, num_workers=workers)
+    together = list(zip(loader, loader, loader, strict=True))
+    for wanted, got in zip((zero, one, two), zip(*together, strict=True), strict=True):
+        assert_same(wanted, list(got))
+    loader.set_epoch(0)
+    held = iter(loader)
+    assert_same([next(held)], zero[:1])
+    main = []
+    for batch in loader:  # epoch 1, beside the one that is held, with a look aside that is broken off
+        main.append(batch)
+        if len(main) == 2:
+            assert_same([next(iter(loader))], two[:1])
+    assert_same(main, one)
+    assert_same([next(iter(loader))], three[:1])
+    assert_same(list(held), zero[1:])
+    assert_same(passes(loader), four)
+
+
+class Processes(Numbered):
+    """An item's label is the process that made it."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return super().__getitem__(index)[0], torch.tensor(os.getpid())
+
+
+def test_workers_persist_also_after_passes_that_overlapped() -> None:
+    def processes(batches: Iterator[ViewSequence]) -> set[int]:
+        return {int(label) for batch in batches if batch.labels is not None for label in batch.labels}
+
+    loader = ViewLoader(Processes(), noisy_pairs, batch_size=5, num_workers=2)
+    mine = processes(iter(loader))
+    first, second = iter(loader), iter(loader)
+    next(first), next(second)
+    del first  # the one with the workers that persist ends before the other
+    assert not processes(second) & mine
+    assert processes(iter(loader)) == processes(iter(loader)) == mine
+    fresh = ViewLoader(
+        Processes(), noisy_pairs, batch_size=5, num_workers=2, loader_options={"persistent_workers": False}
+    )
+    assert not processes(iter(fresh)) & processes(iter(fresh))
+
+
+@given(program=st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4), data=st.data())
+def test_a_run_resumed_from_any_state_is_the_run_that_was_not_cut(
+    program: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    """Passes of 1 to 4 batches of 4, the shorter ones ended by break, some with a look aside; saved at any batch."""
+
+    def make() -> ViewLoader:
+        return ViewLoader(Numbered(), noisy_pairs, batch_size=5, seed=1)
+
+    def run(loader: ViewLoader, program: list[tuple[int, bool]], done: int = 0) -> Iterator[tuple[int, Any, Any]]:
+        for number, (count, aside) in enumerate(program):
+            yield number, done if number == 0 else 0, None  # between passes
+            for taken, batch in enumerate(loader, start=done + 1 if number == 0 else 1):
+                if aside and taken == 1:
+                    next(iter(loader))
+                yield number, taken, batch
+                if taken == count:
+                    break
+        yield len(program), 0, None
+
+    whole, loader = [], make()
+    for number, taken, batch in run(loader, program):
+        whole.append((number, taken, batch, loader.state_dict()))
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    number, taken, batch, state = whole[cut]
+    between = batch is None
+    left = program[number:]
+    if not between and taken == program[number][0]:  # saved inside the loop, after the last batch before `break`
+        return
+    resumed = make()
+    resumed.load_state_dict(state)
+    got = [batch for _, _, batch in run(resumed, left, 0 if between else taken) if batch is not None]
+    assert_same(got, [batch for _, _, batch, _ in whole[cut + 1 :] if batch is not None])
+
+
+def test_of_several_passes_the_state_is_that_of_the_one_that_handed_out_a_batch_last() -> None:
+    def state() -> tuple[int, int, int]:
+        saved = loader.state_dict()
+        return saved["epoch"], saved["batch"], saved["next_epoch"]
+
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
+    held = iter(loader)
+    next(held)
+    assert state() == (0, 1, 1)
+    for number, _ in enumerate(loader, start=1):
+        assert state() == ((1, number, 2) if number < 4 else (2, 0, 3))
+    assert state() == (2, 0, 3)  # the held one is not what the loop would go on with
+    next(held)
+    assert state() == (0, 2, 2)  # until it goes on
+    loader.set_epoch(7)
+    assert state() == (7, 0, 8)
+    next(held)
+    loader.load_state_dict({**loader.state_dict(), "epoch": 3, "batch": 2, "next_epoch": 9})
+    assert state() == (3, 2, 9)
+    del held
+    assert state() == (3, 2, 9)
+
+
+def test_a_pass_that_fails_is_over() -> None:
+    class Once(Numbered):
+        def __getitem__(self, index: int) -> Any:
+            if index == 13 and not fixed:
+                raise KeyError("not there")
+            return super().__getitem__(index)
+
+    fixed: list[bool] = []
+    loader = ViewLoader(Once(), noisy_pairs, batch_size=5, shuffle=False)
+    with pytest.raises(KeyError, match="not there"):
+        passes(loader)
+    fixed.append(True)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 0)
+    assert_same(passes(loader), of_epochs(1, shuffle=False)[0])
+
+
+def test_a_state_saved_before_the_next_epoch_was_part_of_it_is_read() -> None:
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
+    next(running := iter(loader))
+    state = loader.state_dict()
+    del running, state["next_epoch"]
+    loader.load_state_dict(state)
+    zero, one = of_epochs(0, 1)
+    assert_same(passes(loader, epochs=2), zero[1:] + one)
+    with pytest.raises(ValueError, match=r"Epochs count from 0, .*; got epoch 0, batch 1 and next_epoch -1\."):
+        loader.load_state_dict({**state, "next_epoch": -1})
+    with pytest.raises(ValueError, match="Epochs count from 0; got -1"):
+        loader.set_epoch(-1)
+
+
+# Defaults of torch
+
+
+@pytest.fixture(params=["device", "dtype"])
+def other_defaults(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch.set_default_device("meta"), which stands in for a GPU, or torch.set_default_dtype(torch.float64)."""
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    try:
+        if request.param == "device":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+        yield
+    finally:
+        torch.set_default_device(device if device.type != "cpu" else None)
+        torch.set_default_dtype(dtype)
+
+
+class Unnamed(SeededDataset):
+    """Items of a user who names no device: numbers, and tensors made where torch makes them by default."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        image = torch.rand(1, 2, 2, generator=generator, dtype=torch.float32) * torch.ones((), dtype=torch.float32)
+        return Sample(image, index, torch.full((2, 2), index + 1.0, dtype=torch.float32))
+
+
+def unnamed(workers: int) -> list[ViewSequence]:
+    return passes(ViewLoader(Unnamed(), looking, batch_size=5, num_workers=workers, device="cpu"), epochs=2)
+
+
+def collated() -> Any:
+    return collate([{"image": Image.new("L", (2, 2)), "label": i, "saliency": np.ones((2, 2))} for i in range(3)])
+
+
+BY_DEFAULT, COLLATED = unnamed(0), collated()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.usefixtures("other_defaults")
+def test_loading_is_work_of_the_cpu_whatever_torch_s_defaults_are(workers: int) -> None:
+    assert_same(unnamed(workers), BY_DEFAULT)
+    for shuffle in (False, True):
+        order = EpochOrder(9, 3, seed=0, shuffle=shuffle, drop_last=True, rank=0, world_size=1)
+        assert sorted(order.indices(0)) == list(range(9))
+
+
+@pytest.mark.usefixtures("other_defaults")
+def test_collating_and_drawing_by_hand_name_their_device() -> None:
+    torch.testing.assert_close(tuple(collated()), tuple(COLLATED), rtol=0, atol=0)
+    assert batch_generator(0).device.type == "cpu"
 
 
 # Items
@@ -350,6 +673,11 @@ def test_grey_pil_images_keep_one_channel_and_others_become_rgb() -> None:
         "L": 1, "1": 1, "P": 3, "RGBA": 3, "CMYK": 3, "LA": 3
     }  # fmt: skip
     assert collate([Image.new("1", (2, 2), 1)])[0].unique().tolist() == [255]
+    palette = Image.new("RGB", (4, 3), (9, 80, 200)).quantize(4)
+    palette.info["transparency"] = b"\x00"  # Pillow warns where such a palette goes straight to RGB
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert collate([palette])[0][0, :, 0, 0].tolist() == [9, 80, 200]
     assert shapes["L"][2:] == (3, 4)
 
 
@@ -436,11 +764,16 @@ def test_images_of_different_sizes_are_named_by_their_index() -> None:
     ([image(8, 8)], ValueError, r"axes \(C, H, W\); item 0 of the batch has shape \(8, 8\)"),
     ([image(3, 0, 8)], ValueError, r"axes \(C, H, W\); item 0 of the batch has shape \(3, 0, 8\)"),
     ([image().long()], TypeError, "uint8, or floating point.*; item 0 of the batch is torch.int64"),
+    ([image().to(torch.uint16)], TypeError, r"item 0 of the batch is torch.uint16\. Divide .*: image / 65535 for 16 b"),
+    ([image() + 60000.0], ValueError, "goes from 6e\\+04 to 6e\\+04"),
+    ([(torch.ones(4, 3, 8, 8), torch.ones(3, 2))], ValueError, r"\(4, 3, 8, 8\)\. Views with the .*ViewSequence"),
     ([image(), image().float()], TypeError, "one dtype; item 0 of the batch is torch.uint8, item 1"),
     ([np.zeros((8, 8, 3))], TypeError, r"is of type ndarray\. Convert an array \(H, W, C\) with torch.from_numpy"),
     ([Image.new("I", (2, 2))], TypeError, "8 bits a channel; item 0 of the batch has mode 'I'"),
     ([image().float(), image() - 1.8], ValueError, r"in \[0, 1\]; item 1 of the batch goes from -1\.8 to -1\.8\. L"),
     ([image() + 200.0], ValueError, "goes from 200 to 200.*divide by 255"),
+    ([image() + 1.3], ValueError, r"goes from 1\.3 to 1\.3"),
+    ([image() - 0.3], ValueError, r"goes from -0\.3 to -0\.3"),
     ([image() * torch.nan], ValueError, "goes from nan to nan.*look for NaN"),
     ([(image(), "cat")], TypeError, "label is a number or a tensor; that of item 0 of the batch is 'cat'"),
     ([(image(), 1), image()], ValueError, "have a label, or none has; item 1 of the batch has none"),
@@ -491,5 +824,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         passes(ViewLoader(data, batch_size=5))
     with pytest.raises(TypeError, match=r"returns a seqjepa.types.ViewSequence; <lambda> returned a tuple"):
         passes(ViewLoader(data, lambda images, generator: (images, images), batch_size=5))  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match=r"with in_order=False that would hang on the workers\. Leave it out"):
+        ViewLoader(data, noisy_pairs, batch_size=5, loader_options={"in_order": False})
     with pytest.raises(TypeError, match="unexpected keyword argument 'prefetch'"):
         ViewLoader(data, noisy_pairs, batch_size=5, loader_options={"prefetch": 2})

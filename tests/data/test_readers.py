@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ from seqjepa.groups import Product, Rotation3D
 RECORDED = Path(__file__).parent.parent / "recordings" / "data_3diebench_latents.pt"
 OBJECTS = [f"{synset}/{name:032x}" for synset in ("02691156", "03001627", "04530566") for name in range(5)]
 VIEWS = 6
+RAMP_MAP = torch.linspace(0.1, 1, 256).view(1, 16, 16)
+BLANK = torch.zeros(3, 16, 16, dtype=torch.uint8)
 
 
 def grey(level: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
@@ -311,6 +314,11 @@ def test_a_cache_that_does_not_fit_is_refused(bench: Path, tmp_path: Path) -> No
         ValueError, match=r"does not hold the images.*image 0 differs by 25\d levels.*a folder of its own.*delete it"
     ):
         read(bench, cache=folder)
+    grey(0).save(bench / first.objects[0] / "image_0.jpg", quality=95)
+    read(bench, cache=folder)
+    grey(255).save(bench / first.objects[-1] / f"image_{VIEWS - 1}.jpg")
+    with pytest.raises(ValueError, match=r"does not hold the images that the dataset has: image 71 differs"):
+        read(bench, cache=folder)
     np.save(file, np.zeros((5, 3, 16, 16), np.uint8))
     with pytest.raises(ValueError, match=r"should hold \(72, 3, 16, 16\) uint8; it holds \(5, 3, 16, 16\) uint8"):
         read(bench, cache=folder)
@@ -336,6 +344,21 @@ def test_a_cache_is_complete_or_not_there(bench: Path, tmp_path: Path) -> None:
         read(bench, cache=folder)
     assert list(folder.iterdir()) == []
     assert len(read(bench, size=16, cache=folder)) == 12
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_cache_file_may_be_read_by_whom_the_umask_lets_read(
+    bench: Path, tmp_path: Path, umask: int, mode: int
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    before = os.umask(umask)
+    try:
+        read(bench, cache=folder)
+    finally:
+        os.umask(before)
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o777 == mode
 
 
 def test_a_cache_larger_than_any_memory_says_how_large() -> None:
@@ -399,6 +422,51 @@ def test_an_index_that_does_not_fit_is_refused(bench: Path) -> None:
         read(bench)
     with pytest.raises(FileNotFoundError, match=r"val_images\.npy is missing"):
         read(bench, "val", index=bench)
+
+
+@pytest.mark.parametrize("lost", ["train_images", "train_labels", "val_images", "val_labels", "val_", "train_"])
+def test_a_part_of_an_index_is_not_made_up_for_by_walking(bench: Path, lost: str) -> None:
+    write_index(bench, OBJECTS[:10], [0] * 10)
+    write_index(bench, OBJECTS[10:], [1] * 5, "val")
+    for file in bench.glob(f"{lost}*.npy"):
+        file.unlink()
+    whole, broken = ("train", "val") if lost.startswith("val") else ("val", "train")
+    assert set(read(bench, whole).objects) <= set(OBJECTS)
+    with pytest.raises(FileNotFoundError, match=rf"{lost}.*npy is missing; a part of the index .*, as .*\.npy is\. A"):
+        read(bench, broken)
+    for file in bench.glob("*.npy"):
+        file.unlink()
+    assert not set(read(bench).objects) & set(read(bench, "val").objects)
+
+
+@pytest.mark.parametrize("default", ["device", "dtype"])
+def test_reading_is_work_of_the_cpu_whatever_torch_s_defaults_are(
+    bench: Path, imagenet: Path, tiny: Path, default: str
+) -> None:
+    def items() -> list[Any]:
+        crop = RandomResizedCrop(8)
+        return [
+            read(bench, cache="memory")[3], read(bench).sample([1, 2], generator=torch.Generator().manual_seed(0)),
+            ImageNet(imagenet / "images", saliency=imagenet / "maps", crop=crop)[1], TinyImageNet(tiny)[2],
+            WithSaliency([(BLANK, 1)], RAMP_MAP, crop=crop)[0],
+            read(bench).labels, ImageNet(imagenet / "images").labels, TinyImageNet(tiny).labels,
+        ]  # fmt: skip
+
+    expected = items()
+    try:
+        if default == "device":
+            torch.set_default_device("meta")  # stands in for a GPU
+        else:
+            torch.set_default_dtype(torch.float64)
+        found = items()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(one, Tensor):
+            assert torch.equal(one, other)
+        else:
+            torch.testing.assert_close(tuple(one)[:4], tuple(other)[:4], rtol=0, atol=0)
 
 
 def test_folders_and_settings_that_cannot_work_are_refused(bench: Path, tmp_path: Path) -> None:
@@ -477,6 +545,18 @@ def test_random_windows_are_distributed_as_torchvision_s() -> None:
     assert ((ours.std(0) / theirs.std(0) - 1).abs() < 0.08).all()
 
 
+def test_random_windows_reach_all_edges_and_are_as_often_high_as_wide() -> None:
+    crop, generator = RandomResizedCrop(8, scale=(0.1, 0.4), ratio=(0.25, 4.0)), torch.Generator().manual_seed(0)
+    windows = torch.tensor([crop.window(40, 40, generator=generator) for _ in range(2000)])
+    top, left, h, w = windows.unbind(1)
+    assert min(top) == min(left) == 0
+    assert max(top + h) == max(left + w) == 40
+    small = RandomResizedCrop(8, scale=(0.3, 0.4), ratio=(1.0, 1.0))
+    starts = Counter(small.window(4, 4, generator=generator)[0] for _ in range(900))  # 2 of 4 pixels
+    assert all(abs(starts[start] - 300) < 75 for start in range(3))
+    assert abs((h > w).float().mean() - (w > h).float().mean()) < 0.1
+
+
 def test_a_crop_s_pixels_are_torchvision_s() -> None:
     image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
     crop = RandomResizedCrop(24)
@@ -488,6 +568,8 @@ def test_a_crop_s_pixels_are_torchvision_s() -> None:
     centre, _ = CenterCrop(32, share=32 / 60)(image)
     assert torch.equal(centre, vision.center_crop(image, [32, 32]))
     assert CenterCrop(24)(image[:, :30])[0].shape == (3, 24, 24)
+    usual, _ = CenterCrop(28)(image[:, :32, :32])  # a side of 7/8
+    assert torch.equal(usual, image[:, 2:30, 2:30])
 
 
 def test_image_and_saliency_are_cropped_together() -> None:
@@ -696,6 +778,11 @@ def test_what_is_missing_or_broken_in_class_folders_is_named(imagenet: Path) -> 
     with pytest.raises(ValueError, match=r"_1_sal\.npy is 24 × 24 for an image of 24 × 32.*pass stretch=True"):
         dataset[1]
     assert ImageNet(imagenet / "images", **settings, stretch=True)[1].saliency.shape == (24, 32)
+    np.save(folder / "n01440764_1_sal.npy", np.ones((24, 33)))  # of the same ratio but for rounding to pixels
+    assert dataset[1].saliency.shape == (24, 32)
+    np.save(folder / "n01440764_1_sal.npy", np.ones((24, 30)))
+    with pytest.raises(ValueError, match=r"_1_sal\.npy is 24 × 30 for an image of 24 × 32"):
+        dataset[1]
     np.save(folder / "n01440764_1_sal.npy", np.ones((2, 24, 32)))
     with pytest.raises(ValueError, match=r"_1_sal\.npy should hold the saliency map of one image; it holds 2"):
         dataset[1]
@@ -704,12 +791,203 @@ def test_what_is_missing_or_broken_in_class_folders_is_named(imagenet: Path) -> 
         dataset[1]
     (folder / "n01440764_2_sal.npy").unlink()
     (folder / "n01440764_2_sal.png").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"_2_sal\.png should be a saliency map as PNG"):
+    with pytest.raises(ValueError, match=r"_2_sal\.png should be a saliency map and cannot be decoded: no"):
         ImageNet(imagenet / "images", **settings)[2]
     truncate_path = imagenet / "images" / "train" / "n01440764" / "n01440764_0.JPEG"
     truncate(truncate_path)
     with pytest.raises(ValueError, match=rf"{truncate_path} should be an image and cannot be decoded"):
         dataset[0]
+
+
+def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
+    for split, names in {"train": "acd", "val": "bd", "empty": ""}.items():
+        (tmp_path / split / "nothing").mkdir(parents=True)
+        (tmp_path / split / "nothing" / ".hidden.png").write_bytes(b"")
+        for number, name in enumerate(names):
+            (tmp_path / split / name).mkdir()
+            grey(10 * number).save(tmp_path / split / name / "1.PNG")
+    (tmp_path / "maps" / "train" / "a").mkdir(parents=True)  # not a split: its folders hold no images
+    (tmp_path / "maps" / "train" / "a" / "1_sal.png").write_bytes(b"")
+    for split, labels in {"train": [0, 2, 3], "val": [1, 3]}.items():
+        dataset = ImageNet(tmp_path, split)
+        assert dataset.classes == ["a", "b", "c", "d"]
+        assert dataset.labels.tolist() == labels
+        assert [int(dataset[i].label) for i in range(len(dataset))] == labels
+    chosen = ImageNet(tmp_path, "val", classes=["d", "x", "a"])  # those of a training set that lies elsewhere
+    assert (chosen.classes, chosen.labels.tolist()) == (["d", "x", "a"], [0])
+    with pytest.raises(FileNotFoundError, match="has no images in folders of classes"):
+        ImageNet(tmp_path, "val", classes=["a"])
+
+
+# Formats of image files
+
+RAMP = np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)
+LEVELS = np.rint(RAMP / 257).astype(np.uint8)
+
+
+def coloured() -> Image.Image:
+    return Image.fromarray(np.stack([LEVELS, 255 - LEVELS, LEVELS // 2], axis=2))
+
+
+def one_blue_pixel() -> Image.Image:
+    image = Image.fromarray(LEVELS).convert("RGB")
+    image.putpixel((3, 4), (0, 0, 200))
+    return image
+
+
+def see_through(image: Image.Image, mode: str) -> Image.Image:
+    image = image.convert(mode)
+    image.putalpha(Image.fromarray(LEVELS))
+    return image
+
+
+def sixteen_bits(byteorder: str = "<") -> Image.Image:
+    return Image.fromarray(RAMP.astype(f"{byteorder}u2"))
+
+
+READABLE: dict[str, tuple[Callable[[], Image.Image], str, bool]] = {  # image, ending, whether it is grey
+    "16 bits, PNG": (sixteen_bits, "png", True),
+    "16 bits, TIFF": (sixteen_bits, "tif", True),
+    "16 bits, TIFF of the other byte order": (lambda: sixteen_bits(">"), "tiff", True),
+    "16 bits, PGM": (lambda: Image.fromarray(RAMP.astype(np.int32)), "pgm", True),
+    "grey": (lambda: Image.fromarray(LEVELS), "png", True),
+    "grey with transparency": (lambda: see_through(Image.fromarray(LEVELS), "L"), "png", True),
+    "palette of greys": (lambda: Image.fromarray(LEVELS).convert("P"), "gif", True),
+    "colours": (coloured, "BMP", False),
+    "colours, PPM": (coloured, "ppm", False),
+    "colours, TIFF": (coloured, "TIF", False),
+    "colours, WebP": (lambda: coloured(), "webp", False),
+    "colours with transparency": (lambda: see_through(coloured(), "RGB"), "png", False),
+    "printer's colours": (lambda: coloured().convert("CMYK"), "tiff", False),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_images_of_any_common_format_keep_their_proportions(tmp_path: Path, name: str) -> None:
+    make, ending, is_grey = READABLE[name]
+    (tmp_path / "train" / "a" / "images").mkdir(parents=True)
+    options: dict[str, Any] = {"lossless": True, "exact": True} if ending == "webp" else {}
+    make().save(tmp_path / "train" / "a" / f"x.{ending}", **options)
+    make().save(tmp_path / "train" / "a" / "images" / f"x.{ending}", **options)
+    expected = torch.from_numpy(np.array(Image.fromarray(LEVELS).convert("RGB") if is_grey else coloured()))
+    for dataset in (ImageNet(tmp_path, "train"), TinyImageNet(tmp_path, "train")):
+        (item,) = (dataset[i] for i in range(len(dataset)))
+        assert (item.image.shape, item.image.dtype) == ((3, 64, 64), torch.uint8)
+        inexact = name == "printer's colours"
+        assert (item.image.permute(1, 2, 0).int() - expected.int()).abs().max() <= int(inexact)
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(200))])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_palette_becomes_its_colours(tmp_path: Path, transparency: Any) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    palette = coloured().quantize(256)
+    palette.save(tmp_path / "train" / "a" / "x.png", **({} if transparency is None else {"transparency": transparency}))
+    expected = np.array(palette.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(ImageNet(tmp_path, "train")[0].image.numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_no_known_white_are_refused_by_the_file_s_name(tmp_path: Path, dtype: Any) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(RAMP.astype(dtype)).save(tmp_path / "train" / "a" / "x.tiff")
+    with pytest.raises(ValueError, match=r"x\.tiff should be an image; its pixels have 32 bits, .*: save it with 8 or"):
+        ImageNet(tmp_path, "train")[0]
+
+
+def test_pictures_in_formats_that_are_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    grey(3).save(tmp_path / "train" / "a" / "x.png")
+    for companion in ("Thumbs.db", "notes.txt", ".hidden.HEIC", "x.json"):
+        (tmp_path / "train" / "a" / companion).write_bytes(b"")
+    assert len(ImageNet(tmp_path)) == 1
+    (tmp_path / "train" / "a" / "y.HEIC").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a holds 1 pictures in a format that is not read, first y\.HEIC\. Convert"):
+        ImageNet(tmp_path)
+
+
+MAPS: dict[str, tuple[Callable[[], Image.Image], str, float]] = {  # image, ending, its unit over that of RAMP
+    "16 bits, PNG": (sixteen_bits, "PNG", 1),
+    "16 bits, TIFF": (sixteen_bits, "tif", 1),
+    "32 bits": (lambda: Image.fromarray(RAMP.astype(np.int32)), "tif", 1),
+    "floating point": (lambda: Image.fromarray((RAMP / 60000).astype(np.float32)), "tif", 1 / 60000),
+    "8 bits": (lambda: Image.fromarray(LEVELS), "png", 1 / 257),
+    "palette of greys": (lambda: Image.fromarray(255 - LEVELS).quantize(256), "png", 0),
+    "grey as colours": (lambda: Image.fromarray(LEVELS).convert("RGB"), "bmp", 1 / 257),
+    "grey as colours, opaque": (lambda: Image.fromarray(LEVELS).convert("RGBA"), "png", 1 / 257),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("beside", [False, True])
+def test_maps_of_any_grey_format_keep_their_proportions(tmp_path: Path, name: str, beside: bool) -> None:
+    make, ending, unit = MAPS[name]
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    grey(9, (64, 64)).save(folder / "x.png")
+    where = tmp_path if beside else tmp_path / "maps"
+    (where / "train" / "a").mkdir(parents=True, exist_ok=True)
+    make().save(where / "train" / "a" / f"x_sal.{ending}")
+    dataset = ImageNet(tmp_path, "train", saliency=where)
+    assert len(dataset) == len(ImageNet(tmp_path, "train")) == 1  # also without saliency=, a map is no image
+    assert level(dataset[0].image) == 9
+    expected = RAMP * unit if unit else np.array(make().convert("L"))  # of a palette the greys, not their numbers
+    assert np.abs(dataset[0].saliency.numpy() - expected).max() <= (0.51 if unit > 1e-4 and unit < 1 else 1e-3)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (coloured, "it has colours, and a map has one number a pixel: save the numbers, not a heat map"),
+    (one_blue_pixel, "it has colours"),
+    (lambda: see_through(Image.fromarray(LEVELS), "L"), "a part of it is transparent, and nothing says what that"),
+])  # fmt: skip
+def test_maps_that_are_not_grey_are_refused_by_the_file_s_name(
+    tmp_path: Path, make: Callable[[], Image.Image], message: str
+) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    grey(9, (64, 64)).save(tmp_path / "train" / "a" / "x.png")
+    make().save(tmp_path / "train" / "a" / "x-sal.png")
+    with pytest.raises(ValueError, match=rf"x-sal\.png should be a saliency map; {message}"):
+        ImageNet(tmp_path, "train", saliency=tmp_path)[0]
+
+
+def test_no_image_is_its_own_map_nor_another_s(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    for name in ("one.png", "two.jpg", "two.png", "odd_sal.png"):  # the last is an image: there is no odd.png
+        grey(60).save(folder / name)
+    for name in ("one_sal.npy", "two-sal.npy"):
+        np.save(folder / name, np.ones((16, 16), np.float32))
+    assert len(ImageNet(tmp_path)) == 4
+    for where in (tmp_path, tmp_path / "train"):
+        with pytest.raises(FileNotFoundError, match=r"1 images have no saliency map in .*, first a/odd_sal\.png"):
+            ImageNet(tmp_path, saliency=where)
+    np.save(folder / "odd_sal.npy", np.ones((16, 16), np.float32))  # the bare name of odd_sal.png
+    dataset = ImageNet(tmp_path, saliency=tmp_path)
+    assert len(dataset) == 4
+    assert all(dataset[i].saliency.mean() == 1 for i in range(4))
+    elsewhere = tmp_path / "maps" / "train" / "a"
+    elsewhere.mkdir(parents=True)
+    for stem, value in (("one", 1), ("two", 2), ("odd_sal", 3)):
+        Image.new("L", (16, 16), value).save(elsewhere / f"{stem}.png")
+    dataset = ImageNet(tmp_path, saliency=tmp_path / "maps")
+    assert [dataset[i].saliency.mean() for i in range(4)] == [3, 1, 2, 2]
+
+
+def test_of_several_maps_the_released_name_goes_first(tmp_path: Path) -> None:
+    folder, maps = tmp_path / "train" / "a", tmp_path / "maps" / "train" / "a"
+    folder.mkdir(parents=True)
+    maps.mkdir(parents=True)
+    grey(5).save(folder / "x.jpg")
+    for name, value in (("x_sal.pth", 4), ("x_sal.npy", 3), ("x-sal.npy", 2), ("x.npy", 1)):
+        saliency = np.full((16, 16), value, np.float32)
+        if name.endswith("npy"):
+            np.save(maps / name, saliency)
+        else:
+            torch.save(torch.from_numpy(saliency), maps / name)
+    for expected in ("x_sal.npy", "x_sal.pth", "x-sal.npy", "x.npy"):
+        value = {"x_sal.npy": 3, "x_sal.pth": 4, "x-sal.npy": 2, "x.npy": 1}[expected]
+        assert ImageNet(tmp_path, saliency=tmp_path / "maps")[0].saliency.mean() == value
+        (maps / expected).unlink()
 
 
 def test_folders_without_images_in_classes_are_refused(tmp_path: Path) -> None:
@@ -878,7 +1156,10 @@ def test_tiny_imagenet_may_be_cached(tiny: Path, tmp_path: Path) -> None:
     plain = TinyImageNet(tiny)
     for cache in ("memory", tmp_path):
         cached = TinyImageNet(tiny, cache=cache)
-        assert all(torch.equal(plain[i].image, cached[i].image) for i in range(6))
+        for i in [*range(6), *range(6)]:
+            image = cached[i].image
+            assert torch.equal(plain[i].image, image)
+            image.zero_()  # an item is the caller's own
 
 
 def test_what_is_missing_in_tiny_imagenet_is_named(tiny: Path) -> None:

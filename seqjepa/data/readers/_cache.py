@@ -6,7 +6,7 @@ import hashlib
 import math
 import mmap
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +33,7 @@ class SharedTensor:
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         self.shape, self.dtype = tuple(shape), dtype
         numbers = math.prod(self.shape)
-        size = numbers * torch.empty((), dtype=dtype).element_size()
+        size = numbers * dtype.itemsize
         try:
             self.memory = mmap.mmap(-1, max(size, 1))
         except OSError as error:
@@ -107,8 +107,8 @@ def open_cache(
     """The cache that an argument asks for: None, "memory", or a folder.
 
     A file in the folder is named by what it holds: the names of the images, their size, and the fingerprints of a few.
-    It is written under another name first, so that it is complete or not there; and when it is read, its size and a few
-    of its images are checked.
+    It is written under another name first, so that it is complete or not there, with the permissions that the umask
+    gives to any file; and when it is read, its size and a few of its images are checked.
 
     Args:
         cache: None, "memory" or a folder.
@@ -144,8 +144,7 @@ def open_cache(
 def _write(path: Path, decode: Decode, count: int, shape: tuple[int, ...]) -> None:
     import numpy as np
 
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")  # tempfile's would be for this user alone
     try:
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(count, *shape))
 
@@ -161,7 +160,7 @@ def _write(path: Path, decode: Decode, count: int, shape: tuple[int, ...]) -> No
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _validate(cache: FolderCache, decode: Decode, count: int, shape: tuple[int, ...]) -> None:

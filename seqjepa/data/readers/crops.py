@@ -87,7 +87,7 @@ class RandomResizedCrop:
         """A window (top, left, height, width) of an image of this size."""
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
-            area, ratio, y, x = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+            area, ratio, y, x = torch.rand(4, generator=generator, dtype=torch.float64, device="cpu").tolist()
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
             ratio = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio)
             h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))

@@ -13,7 +13,7 @@ from seqjepa.data.collation import Sample
 from seqjepa.data.readers._cache import open_cache
 from seqjepa.data.readers._files import decode, folders_in, images_in, require_folder, require_split
 from seqjepa.data.readers.crops import PairCrop
-from seqjepa.data.readers.saliency import WithSaliency
+from seqjepa.data.readers.saliency import MAP_SUFFIXES, WithSaliency
 from seqjepa.data.seeding import SeededDataset
 
 __all__ = ["TinyImageNet", "cifar100", "stl10"]
@@ -61,7 +61,7 @@ def stl10(
     if saliency is None:
         return dataset
     path = Path(saliency)
-    if path.suffix not in (".npy", ".pt", ".safetensors"):
+    if path.suffix.lower() not in MAP_SUFFIXES:
         require_folder(path, "the saliency maps of STL-10", "Get them from huggingface.co/datasets/Hafez/salmap-stl10.")
         path = path / split / f"saliency_{split}.npy"
     return WithSaliency(dataset, path, crop=crop)
@@ -163,7 +163,7 @@ class TinyImageNet(SeededDataset):
             )
         numbers = {wnid: number for number, wnid in enumerate(self.classes)}
         self.files = [file for file, _ in found]
-        self.labels = torch.tensor([numbers[wnid] for _, wnid in found])
+        self.labels = torch.tensor([numbers[wnid] for _, wnid in found], device="cpu")
         self._images = open_cache(cache, self._decode, self.files, views=1, label=f"tinyimagenet-{split}")
 
     def __len__(self) -> int:

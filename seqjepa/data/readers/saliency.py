@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqjepa.data.collation import Sample, as_sample, image_tensor
-from seqjepa.data.readers._files import decode, folders_in, images_in, read_npy, require_folder, require_split
+from seqjepa.data.readers._files import (
+    IMAGE_SUFFIXES,
+    MARKERS,
+    decode,
+    decode_map,
+    folders_in,
+    has_images,
+    images_in,
+    read_npy,
+    require_folder,
+    require_split,
+)
 from seqjepa.data.readers.crops import PairCrop
 from seqjepa.data.saliency import load_saliency
 from seqjepa.data.seeding import SeededDataset
 
-__all__ = ["ImageNet", "WithSaliency", "fitted_saliency"]
+__all__ = ["MAP_SUFFIXES", "ImageNet", "WithSaliency", "fitted_saliency"]
+
+MAP_SUFFIXES = (".npy", ".pt", ".pth", ".safetensors")  # files of tensors; a single map may also be an image
 
 WHERE = (
     "Pass as root the folder that holds root/split/class/name.JPEG; ImageNet-1k is at "
@@ -90,9 +104,11 @@ class WithSaliency(SeededDataset):
 class ImageNet(SeededDataset):
     """Images in a folder for each class, such as ImageNet-1k, with or without a saliency map for each.
 
-    On disk: `root/split/class/name.JPEG`; classes are numbered in alphabetical order. Maps lie in a folder of the same
-    shape, `saliency/split/class/name_sal.npy`; the ending may also be `-sal` or none, and the file .npy, .pt (a tensor)
-    or .png (8 or 16 bits). `saliency` may be `root` itself.
+    On disk: `root/split/class/name.JPEG`, or another format that Pillow reads. The classes of all splits together are
+    numbered in alphabetical order, so that a class has one number in each. Maps lie in a folder of the same shape,
+    `saliency/split/class/name_sal.npy`; the ending may also be `-sal` or none, and the file .npy, .pt, .safetensors (a
+    tensor) or a grey image of 8, 16 or 32 bits, such as .png. `saliency` may be `root` itself: a map that is an image
+    then needs `_sal` or `-sal`, which sets it apart from the images.
 
     Args:
         root: the folder of the splits.
@@ -101,18 +117,21 @@ class ImageNet(SeededDataset):
         crop: cuts image and map together; None leaves both whole, so that batches need a batch size of 1.
         stretch: take maps whose aspect ratio is not the image's, as covering the whole image all the same.
         skip_missing: leave out images that have no map.
+        classes: names of class folders in the order of their numbers, for splits in different roots, or for some of the
+            classes only; None takes all that any split in `root` has images of.
 
     Shapes:
         An item is a [`Sample`][seqjepa.data.Sample](image uint8 (3, H, W), label, saliency (H, W) float32 or None). A
-        map of another resolution is resized to its image.
+        map of another resolution is resized to its image. 16 bits become 8 in proportion; transparency is left out.
 
     Attributes:
-        classes: names of the class folders.
+        classes: names of the class folders, in the order of the labels.
         labels: (N,) class of each image.
 
     Raises:
         FileNotFoundError: folders that are missing or empty; images without a map.
-        ValueError: when an item is read, images or maps that cannot be decoded, each by its path; maps that do not fit.
+        ValueError: pictures in formats that are not read; when an item is read, images or maps that cannot be decoded,
+            or whose pixels have no known white, each by its path; maps that do not fit.
 
     Examples:
         >>> import tempfile
@@ -135,6 +154,7 @@ class ImageNet(SeededDataset):
         crop: PairCrop | None = None,
         stretch: bool = False,
         skip_missing: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> None:
         import numpy as np
 
@@ -147,13 +167,17 @@ class ImageNet(SeededDataset):
         require_split(split, splits)
         self.folder = require_folder(Path(root) / split, what, WHERE)
         self.crop, self.stretch = crop, stretch
-        self.classes = folders_in(self.folder)
+        self.classes = _classes([Path(root) / name for name in splits]) if classes is None else list(classes)
         self.maps_folder = None if saliency is None else _maps_folder(Path(saliency), split)
         images, maps, labels, lost = [], [], [], []
+        there = set(folders_in(self.folder))
         for label, name in enumerate(self.classes):
-            found = {} if self.maps_folder is None else _maps_in(self.maps_folder / name)
-            for file in images_in(self.folder / name):
-                beside = found.get(Path(file).stem)
+            if name not in there:
+                continue
+            files = images_in(self.folder / name)
+            found = {} if self.maps_folder is None else _maps_in(self.maps_folder / name, self.folder / name, files)
+            for file in files:
+                beside = _map_of(os.path.splitext(file)[0], found)
                 if beside is None and self.maps_folder is not None:
                     lost.append(f"{name}/{file}")
                     continue
@@ -174,7 +198,7 @@ class ImageNet(SeededDataset):
             )
         # Arrays of bytes, not lists: a million strings would be copied into every worker as their counts change.
         self._images, self._maps = np.array(images), np.array(maps)
-        self.labels = torch.tensor(labels)
+        self.labels = torch.tensor(labels, device="cpu")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -253,7 +277,7 @@ def _open_maps(saliency: Tensor | str | os.PathLike[str]) -> _TensorMaps | _Mapp
     if isinstance(saliency, Tensor):
         return _TensorMaps(saliency, "the tensor")
     path = Path(saliency)
-    return _MappedMaps(path) if path.suffix == ".npy" else _TensorMaps(load_saliency(path), str(path))
+    return _MappedMaps(path) if path.suffix.lower() == ".npy" else _TensorMaps(load_saliency(path), str(path))
 
 
 def _maps_folder(folder: Path, split: str) -> Path:
@@ -261,37 +285,34 @@ def _maps_folder(folder: Path, split: str) -> Path:
     return folder / split if (folder / split).is_dir() else folder
 
 
-def _maps_in(folder: Path) -> dict[str, str]:
-    """Name of the image, without its ending → name of the map's file.
+def _classes(splits: Sequence[Path]) -> list[str]:
+    """The classes that any split has images of."""
+    return sorted({name for split in splits for name in folders_in(split) if has_images(split / name)})
+
+
+def _maps_in(folder: Path, images_folder: Path, images: Sequence[str]) -> dict[str, str]:
+    """Name without its ending → name, of all files in a folder that may be maps: an image is none."""
+    if not folder.is_dir():
+        return {}
+    names = set(os.listdir(folder)) - set(images if folder.samefile(images_folder) else ())
+    files = [name for name in names if name.lower().endswith((*MAP_SUFFIXES, *IMAGE_SUFFIXES))]
+    # Of several that differ in the ending alone, the first in the alphabet.
+    return {os.path.splitext(file)[0]: file for file in sorted(files, reverse=True)}
+
+
+def _map_of(image: str, maps: Mapping[str, str]) -> str | None:
+    """The map's file for an image's name without its ending.
 
     Of several, `_sal` (which the released reader looks for) goes before `-sal` (which the released script writes), and
     both before the bare name.
     """
-    if not folder.is_dir():
-        return {}
-    ranked: dict[str, tuple[int, str]] = {}
-    for file in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(file)
-        if suffix not in (".npy", ".pt", ".png"):
-            continue
-        marker = 0 if stem.endswith("_sal") else 1 if stem.endswith("-sal") else 2
-        image = stem if marker == 2 else stem[:-4]
-        ranked[image] = min(ranked.get(image, (3, "")), (marker, file))
-    return {image: file for image, (_, file) in ranked.items()}
+    return next((maps[image + marker] for marker in (*MARKERS, "") if image + marker in maps), None)
 
 
 def _read_map(path: Path) -> Tensor:
     """One map from one file."""
-    if path.suffix == ".png":
-        import numpy as np
-        from PIL import Image
-
-        try:
-            with Image.open(path) as image:
-                array = np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} should be a saliency map as PNG; reading it gave: {error}") from None
-        return torch.from_numpy(array.astype(np.float32))
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return decode_map(path)
     try:
         maps = load_saliency(path)
     except ValueError as error:

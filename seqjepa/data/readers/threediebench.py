@@ -44,9 +44,9 @@ class ThreeDIEBench(SeededDataset):
 
     On disk: `root/synset/object/image_0.jpg … image_49.jpg` and beside each its `latent_0.npy …`: three extrinsic xyz
     Euler angles, floor hue, light θ, light φ, light hue. Index files `train_images.npy`, `train_labels.npy`,
-    `val_images.npy` and `val_labels.npy` list the objects of each split; where there are none, the folders are walked,
-    the classes are the synsets in alphabetical order, and a share of each class that depends on the objects' names
-    alone is the validation set. Decoding takes most of the time; latents are read once.
+    `val_images.npy` and `val_labels.npy` list the objects of each split; where there is none of them, the folders are
+    walked, the classes are the synsets in alphabetical order, and a share of each class that depends on the objects'
+    names alone is the validation set. Decoding takes most of the time; latents are read once.
 
     Args:
         root: the folder of the synsets.
@@ -133,7 +133,7 @@ class ThreeDIEBench(SeededDataset):
 
     def draw(self, index: int, generator: torch.Generator | None) -> ViewSequence:
         """`num_views` random views of object `index`."""
-        return self.views(index, torch.randperm(self.views_per_object, generator=generator)[: self.num_views].tolist())
+        return self.views(index, self._drawn(self.num_views, generator))
 
     def views(self, index: int, which: Sequence[int]) -> ViewSequence:
         """Views of one object by their numbers on disk, in this order; views (V, 3, H, W) uint8, actions (V − 1, A).
@@ -156,7 +156,8 @@ class ThreeDIEBench(SeededDataset):
                 self._read_latent(index, k)
         rotation, rest = self._latents.tensor[index, list(which), :8].split(4, dim=1)
         floor_hue, light_theta, light_phi, light_hue = rest.unbind(1)
-        parameters = ObjectParameters(rotation, floor_hue, light_hue, light_theta, light_phi, torch.tensor(index))
+        instance = torch.tensor(index, device="cpu")
+        parameters = ObjectParameters(rotation, floor_hue, light_hue, light_theta, light_phi, instance)
         actions = self.group.actions(self.elements(parameters))
         return ViewSequence(images, actions, parameters, self.labels[index], self.group)
 
@@ -185,7 +186,7 @@ class ThreeDIEBench(SeededDataset):
         Raises:
             ValueError: no objects, or some that are not there; too few or too many views.
         """
-        wanted = torch.as_tensor(instance)
+        wanted = torch.as_tensor(instance, device="cpu")
         if wanted.ndim != 1 or 0 in wanted.shape or wanted.is_floating_point() or wanted.dtype == torch.bool:
             raise ValueError(
                 f"instance must be (B,) whole numbers, at least one; got {wanted.dtype} of shape {tuple(wanted.shape)}."
@@ -194,13 +195,14 @@ class ThreeDIEBench(SeededDataset):
         count = self.num_views if num_views is None else num_views
         if not 2 <= count <= self.views_per_object:
             raise ValueError(f"num_views goes from 2 to {self.views_per_object}; got {count}.")
-        drawn = [
-            self.views(i, torch.randperm(self.views_per_object, generator=generator)[:count].tolist())
-            for i in wanted.tolist()
-        ]
+        drawn = [self.views(i, self._drawn(count, generator)) for i in wanted.tolist()]
         batch = collate(drawn)
         assert isinstance(batch, ViewSequence)
         return batch._replace(views=batch.views.float().div_(255))
+
+    def _drawn(self, count: int, generator: torch.Generator | None) -> list[int]:
+        drawn: list[int] = torch.randperm(self.views_per_object, generator=generator, device="cpu")[:count].tolist()
+        return drawn
 
     def _check_there(self, wanted: Sequence[int]) -> None:
         absent = [index for index in wanted if not 0 <= index < len(self)]
@@ -257,11 +259,19 @@ def _group(actions: Sequence[str]) -> Group:
 
 
 def _listed(root: Path, split: str, index: str | os.PathLike[str] | None) -> tuple[list[str], Int[Tensor, "N"]] | None:
-    """What the index files list; None where there are none and none were named."""
+    """What the index files list; None where there is none, of either split, and none were named."""
     folder = root if index is None else Path(index)
-    paths = [folder / f"{split}_{kind}.npy" for kind in ("images", "labels")]
-    if index is None and not any(path.exists() for path in paths):
+    files = [folder / f"{name}_{kind}.npy" for name in ("train", "val") for kind in ("images", "labels")]
+    there = [path for path in files if path.exists()]
+    if index is None and not there:
         return None
+    paths = [path for path in files if path.name.startswith(split)]
+    lost = [path for path in paths if path not in there]
+    if index is None and lost:  # to walk the folders would give one split objects that the index gives to the other
+        raise FileNotFoundError(
+            f"{lost[0]} is missing; a part of the index of 3DIEBench's {split} split should be there, as "
+            f"{there[0].name} is. Add it, or remove the whole index to have the folders split by their names."
+        )
     entries, labels = (read_npy(path, f"a part of the index of 3DIEBench's {split} split") for path in paths)
     if entries.ndim != 1 or entries.dtype.kind not in "US" or len(entries) == 0:
         raise ValueError(f"{paths[0]} should list objects, (N,) strings; it holds {entries.dtype} {entries.shape}.")
@@ -271,8 +281,8 @@ def _listed(root: Path, split: str, index: str | os.PathLike[str] | None) -> tup
             f"holds {labels.dtype} of shape {labels.shape}."
         )
     objects = [_object_name(entry, paths[0]) for entry in entries.tolist()]
-    there = {synset: set(folders_in(root / synset)) for synset in folders_in(root)}
-    missing = [name for name in objects if name.split("/")[1] not in there.get(name.split("/")[0], ())]
+    inside = {synset: set(folders_in(root / synset)) for synset in folders_in(root)}
+    missing = [name for name in objects if name.split("/")[1] not in inside.get(name.split("/")[0], ())]
     if missing:
         raise FileNotFoundError(
             f"{paths[0]} names {len(missing)} objects of {len(objects)} that are not in {root}, first {missing[0]}. "
@@ -308,4 +318,4 @@ def _walked(root: Path, split: str, val_share: float) -> tuple[list[str], Int[Te
             f"{root} has no objects for the {split} split; folders synset/object with image_0.jpg and latent_0.npy "
             f"should be there, or index files. {WHERE}"
         )
-    return objects, torch.tensor(labels)
+    return objects, torch.tensor(labels, device="cpu")
