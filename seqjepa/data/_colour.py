@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqjepa.groups.base import readable
+
 __all__ = ["grey", "jitter", "shift_hue", "solarise"]
 
 Images = Float[Tensor, "N 3 H W"]
@@ -58,7 +60,7 @@ def jitter(images: Images, factors: Float[Tensor, "N 4"], order: Int[Tensor, "N 
 
     `order[n]` lists the operations 0 brightness, 1 contrast, 2 saturation, 3 hue as they are done to image n.
     """
-    return (_by_rows if images.device.type == "cpu" else _at_once)(images, factors, order)
+    return (_by_rows if readable(images) else _at_once)(images, factors, order)
 
 
 def _by_rows(images: Images, factors: Tensor, order: Tensor) -> Images:

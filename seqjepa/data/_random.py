@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["constant", "draw_indices", "generator_device", "index_at", "uniform"]
+__all__ = ["constant", "draw_indices", "generator_device", "index_at", "sent", "uniform"]
 
 
 def generator_device(generator: torch.Generator | None, device: torch.device | str) -> torch.device:
@@ -16,10 +16,10 @@ def generator_device(generator: torch.Generator | None, device: torch.device | s
 
 def constant(values: object, device: torch.device | str) -> Float[Tensor, "..."]:
     """Numbers of the program as a float32 tensor, on its way to the device."""
-    return _sent(torch.tensor(values, dtype=torch.float32, device="cpu"), device)
+    return sent(torch.tensor(values, dtype=torch.float32, device="cpu"), device)
 
 
-def _sent(x: Tensor, device: torch.device | str) -> Tensor:
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
     """`x` on the device; a GPU fetches it in its own time, and is not waited for."""
     device = torch.device(device)
     return x.to(device, non_blocking=device.type == "cuda")
@@ -35,7 +35,7 @@ def uniform(
 ) -> Float[Tensor, "..."]:
     """Float32 numbers, uniform in [low, high)."""
     draws = torch.rand(shape, generator=generator, device=generator_device(generator, device), dtype=torch.float32)
-    return _sent(low + (high - low) * draws, device)
+    return sent(low + (high - low) * draws, device)
 
 
 def draw_indices(weights: Float[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Int[Tensor, "B"]:
@@ -45,7 +45,7 @@ def draw_indices(weights: Float[Tensor, "B N"], *, generator: torch.Generator | 
     """
     device = generator_device(generator, weights.device)
     share = torch.rand((len(weights), 1), dtype=torch.float64, generator=generator, device=device)
-    return index_at(weights, _sent(share, weights.device))
+    return index_at(weights, sent(share, weights.device))
 
 
 def index_at(weights: Float[Tensor, "B N"], share: Float[Tensor, "B 1"]) -> Int[Tensor, "B"]:

@@ -16,7 +16,7 @@ from seqjepa.data._images import check_images, check_num_views, spoil
 from seqjepa.data._random import constant, uniform
 from seqjepa.data._resample import blur_matrix, resize_matrix, separable
 from seqjepa.groups import Crop, Flip, Group, Hue, Product, Translation
-from seqjepa.groups.base import all_true
+from seqjepa.groups.base import all_true, readable
 from seqjepa.types import ViewSequence
 
 __all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews"]
@@ -298,12 +298,12 @@ class AugmentedViews:
         sigma = sigma_low + (sigma_high - sigma_low) * draws()
         return AugmentationParameters(
             crop=crop,
-            flip=(draws() < setting("flip")).to(torch.float32),
+            flip=(draws() < setting("flip")).float(),
             jitter=torch.where(jittered, factors, neutral),
             order=draws(4).argsort(dim=-1),
-            grey=(draws() < setting("grey")).to(torch.float32),
+            grey=(draws() < setting("grey")).float(),
             blur=sigma.masked_fill(draws() >= setting("blur"), 0.0),
-            solarise=(draws() < setting("solarise")).to(torch.float32),
+            solarise=(draws() < setting("solarise")).float(),
             sides=constant(sides, device).expand(batch, self.num_views, 2),
         )
 
@@ -382,7 +382,8 @@ class AugmentedViews:
         chunk = max(1, CHUNK.get(images.device.type, CHUNK["cuda"]) // per_image)
         for start in range(0, len(images), chunk):
             rows = slice(start, start + chunk)
-            part = AugmentationParameters(*(None if field is None else field[rows] for field in parameters))
+            fields: Any = (None if field is None else field[rows] for field in parameters)
+            part = AugmentationParameters(*fields)
             views[rows] = self._render_chunk(images[rows], part)
         return views
 
@@ -449,7 +450,7 @@ def _where(
 ) -> Float[Tensor, "N C H W"]:
     """The images, changed where the strength is not 0: those alone on a CPU, where that can be read; elsewhere all."""
     strength = strength.flatten()
-    if images.device.type != "cpu":
+    if not readable(images):
         return torch.where((strength != 0)[:, None, None, None], change(images, strength), images)
     chosen = strength.nonzero().squeeze(1)
     if len(chosen):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqjepa.data._images import check_images, check_num_views, spoil
-from seqjepa.data._random import constant, uniform
+from seqjepa.data._random import constant, sent, uniform
 from seqjepa.groups import Group, Product, Rotation2D, Scale, Translation
 from seqjepa.groups.base import all_true
 from seqjepa.types import ViewSequence
@@ -141,8 +141,8 @@ class RotatedViews:
         sound = all_true(finite)
         if sound is False:
             raise ValueError("Parameters must be finite; got NaN or infinity. Look at what computed them.")
-        views = self._render(images, parameters.to(images.device, torch.float32))
-        return views if sound else spoil(views, finite.to(images.device))
+        views = self._render(images, sent(parameters.float(), images.device))
+        return views if sound else spoil(views, sent(finite, images.device))
 
     def _render(self, images: Tensor, parameters: Float[Tensor, "B V A"]) -> Tensor:
         """In float32 where places are computed: half precision would be pixels off."""

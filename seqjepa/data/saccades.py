@@ -150,7 +150,7 @@ class SaccadeViews:
         """Draw fixations, and cut the views there."""
         images, weights = self._start(images, saliency)
         pixels = self._fixations(weights, generator)
-        positions = [(pixels[..., axis].to(torch.float32) + 0.5) / images.shape[2 + axis] for axis in (0, 1)]
+        positions = [(pixels[..., axis].float() + 0.5) / images.shape[2 + axis] for axis in (0, 1)]
         sound = weights[:, 0, 0].isfinite()  # a map that broke a rule, unread, weighs NaN
         return self._sequence(images, spoil(torch.stack(positions, dim=-1), sound), pixels)
 
@@ -276,7 +276,7 @@ class SaccadeViews:
                 f"rows {top} … {bottom} and columns {left} … {right}{biased}. "
                 'Build SaccadeViews(padding="reflect"), or use a smaller fovea.'
             )
-        return (weights / peak.masked_fill(~seen, torch.nan)).to(torch.float32).add_(FLOOR)
+        return (weights / peak.masked_fill(~seen, torch.nan)).float().add_(FLOOR)
 
     def _inhibit(self, weights: Float[Tensor, "B h w"], fixation: Int[Tensor, "B 2"]) -> None:
         """Set the weights around each row's fixation to zero, in place."""

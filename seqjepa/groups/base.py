@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqjepa._checks import check_floating, check_tensor
 
-__all__ = ["Group", "all_true", "check_elements", "check_values"]
+__all__ = ["Group", "all_true", "check_elements", "check_values", "readable"]
 
 
 class Group(ABC):
@@ -116,13 +116,14 @@ def check_elements(group: str, dim: int, **elements: Tensor) -> None:
         check_floating(name, element)
 
 
-def all_true(valid: Tensor) -> bool | None:
-    """Whether all are True; None where nobody can tell at once.
+def readable(x: Tensor) -> bool:
+    """Whether values may be read: on the CPU. Another device would have to be waited for, a graph has none yet."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
-    Only the CPU is asked. Another device would have to be waited for; inside a graph, under `torch.func.vmap` and in a
-    fake tensor there is no value yet.
-    """
-    if torch.compiler.is_compiling() or valid.device.type != "cpu":
+
+def all_true(valid: Tensor) -> bool | None:
+    """Whether all are True; None where that cannot be read."""
+    if not readable(valid):
         return None
     try:
         return bool(valid.all())
