@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
@@ -44,6 +45,15 @@ def test_angles_and_shifts_and_scales_are_those_of_torchvision() -> None:
                 images[b], -math.degrees(angle), [24 * right, 24 * down], scale, [0, 0], InterpolationMode.BILINEAR
             )
             torch.testing.assert_close(views[b, v], expected, rtol=0, atol=1e-4)
+
+
+def test_angles_and_shifts_are_uniform_and_magnifications_in_their_logarithm() -> None:
+    angle, down, right, scale = RotatedViews(2, 50, 0.3, (0.25, 3.0)).draw(3000, generator=seeded()).flatten(0, 1).T
+    limit = math.radians(50)
+    for values, low, high in (
+        (angle, -limit, limit), (down, -0.3, 0.3), (right, -0.3, 0.3), (scale.log(), math.log(0.25), math.log(3.0)),
+    ):  # fmt: skip
+        assert kstest(values.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3
 
 
 def test_a_shift_moves_the_picture_down_and_right_in_the_view() -> None:

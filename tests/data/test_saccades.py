@@ -158,6 +158,15 @@ def test_the_first_fixation_follows_the_saliency() -> None:
     assert chisquare(counts, 20_000 * (maps.double() / maps.double().sum()).flatten()).pvalue > 1e-3
 
 
+def test_while_anything_salient_is_left_the_gaze_falls_nowhere_else() -> None:
+    images = torch.zeros(1, 1, 200, 200).expand(200, -1, -1, -1)
+    saliency = torch.zeros(200, 200, 200)
+    saliency[:, 60:80, 90] = torch.logspace(-6, 0, 20)  # 20 pixels of 40,000, some a millionth of the peak
+    sampler = SaccadeViews(num_views=20, fovea=1, inhibition=None)
+    row, column = sampler.fixate(images, saliency=saliency, generator=seeded()).flatten(0, 1).T
+    assert ((row >= 60) & (row < 80) & (column == 90)).all()
+
+
 @pytest.mark.parametrize("with_saliency", [True, False])
 @pytest.mark.parametrize(("shape", "radius"), [("square", None), ("square", 9.0), ("round", None), ("round", 20.5)])
 def test_no_two_fixations_are_neighbours_while_there_is_room(
