@@ -38,7 +38,7 @@ def _cubic(x: Tensor) -> Tensor:
     """Keys' cubic convolution at the distance x ≥ 0, with a = −½."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, far.masked_fill(x >= 2, 0.0))
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 def _triangle(x: Tensor) -> Tensor:
