@@ -186,6 +186,8 @@ class AugmentedViews:
             images of another rank or number of channels, or that are not finite.
         TypeError: images that are not floating point.
 
+    Values are read on the CPU alone; on other devices an image that is not finite, or far from [0, 1], gives NaN views.
+
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), appendix. Interpolation and colours agree with torchvision's functional
         transforms on float images.

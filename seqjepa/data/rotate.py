@@ -55,6 +55,8 @@ class RotatedViews:
         ValueError: fewer than two views; ranges outside their limits; images of another rank, or that are not finite.
         TypeError: images that are not floating point.
 
+    Values are read on the CPU alone; on other devices an image that is not finite, or far from [0, 1], gives NaN views.
+
     Examples:
         >>> import torch
         >>> sampler = RotatedViews(num_views=4, degrees=180)

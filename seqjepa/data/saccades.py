@@ -70,6 +70,8 @@ class SaccadeViews:
             another size, or zero wherever the fovea fits; a fovea larger than the image; images with NaN.
         TypeError: images or saliency that are not floating point; a number of views or a fovea that is not whole.
 
+    Values are read on the CPU alone; on other devices an image that breaks a rule gives NaN views, a map NaN actions.
+
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3, predictive learning across saccades. The released code reads
         saliency at (row, column) and cuts at (column, row), shrinks patches by 3 %, and pads with zeros; this does not.
