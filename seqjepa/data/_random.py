@@ -14,9 +14,9 @@ def generator_device(generator: torch.Generator | None, device: torch.device | s
     return torch.device(device) if generator is None else generator.device
 
 
-def constant(values: object, device: torch.device | str) -> Float[Tensor, "..."]:
-    """Numbers of the program as a float32 tensor, on its way to the device."""
-    return sent(torch.tensor(values, dtype=torch.float32, device="cpu"), device)
+def constant(values: object, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+    """Numbers of the program as a tensor, on its way to the device."""
+    return sent(torch.tensor(values, dtype=dtype, device="cpu"), device)
 
 
 def sent(x: Tensor, device: torch.device | str) -> Tensor:

@@ -306,7 +306,7 @@ class SaccadeViews:
         crops = [self._crop(images, pixels, offset, round(scale * self.fovea)) for scale in self.scales]
         if self.scales_as == "views":
             n = len(self.scales)
-            scale = constant(self.scales, positions.device).to(positions.dtype)[:, None]
+            scale = constant(self.scales, positions.device, positions.dtype)[:, None]
             place = positions[:, :, None].expand(-1, -1, n, -1)
             parameters = torch.cat([place, scale.expand(*place.shape[:2], n, 1)], dim=-1).flatten(1, 2)
             views = torch.stack(crops, dim=2).flatten(1, 2)

@@ -411,6 +411,12 @@ def test_scales_as_views_are_steps_of_their_own() -> None:
     torch.testing.assert_close(batch.group.apply(batch.parameters[:, :-1], batch.actions), batch.parameters[:, 1:])
 
 
+def test_scales_are_as_precise_as_positions() -> None:
+    sampler = SaccadeViews(num_views=2, fovea=5, scales=(1, 1.4), scales_as="views")
+    batch = sampler.at(torch.rand(1, 1, 20, 20), torch.full((1, 2, 2), 0.5, dtype=torch.float64))
+    assert batch.parameters[0, :, 2].tolist() == [1, 1.4, 1, 1.4]
+
+
 def test_a_crop_may_be_wider_than_its_image() -> None:
     images = torch.rand(1, 1, 7, 5)
     patches = cut_patches(images, torch.tensor([[[-9, -10]]]), 24, mirror=True)
