@@ -328,6 +328,11 @@ UNIT = torch.tensor([0.0, 0.0, 0.0, 1.0])
             lambda: Crop().relative(torch.ones(5), torch.zeros(5)),
             r"sides of a window must be above 0 in t1; got 0 at \[0\]",
         ),
+        (
+            lambda: Crop().apply(torch.tensor([1.0, 1, 1, 0, 1]), torch.ones(5)),
+            r"sides of a window must be above 0 in t; got 0 at \[1\]",
+        ),
+        (lambda: Rotation3D().inverse(1.1 * UNIT.half()), r"length 1 \(within 0.02\)"),
         (lambda: Translation(2).path_composition(torch.zeros(2)), r"\(…, T, A\); got shape \(2,\)"),
         (lambda: Product({}), "at least one group"),
         (lambda: Hue().describe(torch.zeros(2, 1)), r"describe takes one action, \(1,\); got shape \(2, 1\)"),

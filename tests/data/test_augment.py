@@ -218,6 +218,27 @@ def test_a_crop_smaller_than_a_pixel_is_a_pixel_and_not_the_whole_image() -> Non
     assert (p.crop[..., 2:] == 1).all()
 
 
+def test_a_crop_as_wide_as_its_image_fits_and_lies_anywhere_along_it() -> None:
+    square = Augmentation(crop_area=(0.5, 0.5), crop_ratio=(1.0, 1.0))
+    sampler = AugmentedViews(2, 8, observed=square, predicted=square)
+    for sides, axis in (((20, 10), 0), ((10, 20), 1)):
+        crop = sampler.draw(200, sides, generator=seeded()).crop.flatten(0, 1)
+        assert (crop[:, 2:] == 10).all()
+        assert set(crop[:, axis].tolist()) == set(range(11))
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1e-4, [0, 29, 10, 1]), (1e4, [4, 0, 1, 60])])
+def test_the_fall_back_is_a_pixel_wide_at_least(ratio: float, expected: list[int]) -> None:
+    strip = Augmentation(crop_area=(1.0, 1.0), crop_ratio=(ratio, ratio))
+    p = AugmentedViews(2, 8, observed=strip, predicted=strip).draw(2, (10, 60), generator=seeded())
+    assert p.crop[0, 0].tolist() == expected
+
+
+def test_the_paper_s_settings_are_the_defaults() -> None:
+    assert AugmentedViews.cifar() == AugmentedViews() == AugmentedViews(4, 32)
+    assert AugmentedViews.tiny_imagenet() == AugmentedViews(4, 64)
+
+
 def test_crops_fall_back_to_the_middle_where_none_fits() -> None:
     settings = Augmentation(crop_area=(1.0, 1.0), crop_ratio=(3 / 4, 4 / 3))
     p = AugmentedViews(2, 8, observed=settings, predicted=settings).draw(4, (10, 60), generator=seeded())
@@ -490,5 +511,10 @@ def test_a_crop_larger_than_its_image_is_refused() -> None:
     p = sampler.draw(2, (64, 64), generator=seeded())
     with pytest.raises(ValueError, match=r"Crops must lie inside their images.* for 2 images of 32 × 32 pixels"):
         sampler.render(torch.rand(2, 3, 32, 32), p)
+    for side in (2, 3):
+        flat = sampler.draw(2, (64, 64), generator=seeded())
+        flat.crop[1, 0, side] = 0.0
+        with pytest.raises(ValueError, match="Crops must lie inside"):
+            sampler.render(torch.rand(2, 3, 64, 64), flat)
     with pytest.raises(ValueError, match="got 2 rows for 3 images"):
         sampler.render(torch.rand(3, 3, 64, 64), p)

@@ -159,6 +159,33 @@ def test_a_view_smaller_than_its_image_skips_no_pixel() -> None:
     assert views[..., 8:24, 8:24].std() < 0.02  # grey: without antialiasing it is as contrasted as the board
 
 
+@pytest.mark.parametrize("low", [0.5, 1.0])
+def test_a_view_of_the_smallest_magnification_skips_no_pixel(low: float) -> None:
+    board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2).float().expand(1, 1, 96, 96)
+    sampler = RotatedViews(size=round(32 / low), scale=(low, 2.0), border="zero")
+    view = sampler.render(board, torch.tensor([[[0.3, low]]]))[0, 0, 0]
+    middle = len(view) // 2
+    assert view[middle - 6 : middle + 6, middle - 6 : middle + 6].std() < 0.02
+    assert RotatedViews(size=1, scale=(0.3, 1.0), border="zero")(board).views.isfinite().all()
+
+
+def test_inside_the_disc_an_image_that_is_not_turned_is_seen_as_it_is() -> None:
+    images = torch.rand(2, 3, 33, 33, generator=seeded())
+    view = RotatedViews(border="disc").render(images, torch.zeros(2, 1, 1))[:, 0]
+    place = torch.arange(33.0) - 16
+    radius = (place[:, None].square() + place.square()).sqrt()
+    torch.testing.assert_close(view[..., radius < 15.5], images[..., radius < 15.5], rtol=0, atol=1e-5)
+    edge = (16.5 - radius).clamp(0, 1)  # half-way over a pixel
+    torch.testing.assert_close(view, 0.5 + edge * (images - 0.5), rtol=0, atol=1e-5)
+
+
+def test_inside_a_view_is_the_middle_of_the_image_enlarged() -> None:
+    ramp = (torch.arange(32.0) + 0.5).div(32).expand(1, 1, 32, 32)
+    view = RotatedViews(border="inside").render(ramp, torch.zeros(1, 1, 1))[0, 0, 0]
+    expected = 0.5 + ((torch.arange(32.0) + 0.5) / 32 - 0.5) / math.sqrt(2)
+    torch.testing.assert_close(view, expected.expand(32, 32), rtol=0, atol=1e-5)
+
+
 def test_the_group_names_its_parts() -> None:
     assert RotatedViews().group == Rotation2D()
     group = RotatedViews(shift=0.1, scale=(0.8, 1.25)).group

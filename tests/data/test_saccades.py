@@ -609,6 +609,7 @@ def test_images_that_cannot_be_seen_are_refused() -> None:
     holed = torch.rand(1, 3, 24, 24)
     holed[0, 0, 0, 0] = math.nan
     for images, error, message in (
+        (torch.rand(1, 3, 12, 24), ValueError, r"a fovea of 16 pixels and images of \(12, 24\)"),
         (torch.rand(1, 3, 24, 12), ValueError, r"a fovea of 16 pixels and images of \(24, 12\)"),
         (holed, ValueError, "Images must be finite; 1 of 1 hold NaN"),
         (torch.rand(3, 24, 24), ValueError, r"images must have the axes \(B, C, H, W\)"),
