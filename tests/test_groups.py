@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.func import grad, jacrev, vmap
 
 from seqjepa.groups import Crop, Flip, Group, Hue, Product, Rotation2D, Rotation3D, Scale, Translation
 from seqjepa.groups.rotations import canonical, multiply
@@ -327,6 +328,11 @@ UNIT = torch.tensor([0.0, 0.0, 0.0, 1.0])
             lambda: Crop().relative(torch.ones(5), torch.zeros(5)),
             r"sides of a window must be above 0 in t1; got 0 at \[0\]",
         ),
+        (
+            lambda: Crop().apply(torch.tensor([1.0, 1, 1, 0, 1]), torch.ones(5)),
+            r"sides of a window must be above 0 in t; got 0 at \[1\]",
+        ),
+        (lambda: Rotation3D().inverse(1.1 * UNIT.half()), r"length 1 \(within 0.02\)"),
         (lambda: Translation(2).path_composition(torch.zeros(2)), r"\(…, T, A\); got shape \(2,\)"),
         (lambda: Product({}), "at least one group"),
         (lambda: Hue().describe(torch.zeros(2, 1)), r"describe takes one action, \(1,\); got shape \(2, 1\)"),
@@ -364,3 +370,90 @@ def test_groups_compile_into_one_graph() -> None:
     t0, t1 = (parameters(EXAMPLE, g, torch.float32, "random") for _ in range(2))
     compiled = torch.compile(EXAMPLE.relative, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(t0, t1), EXAMPLE.relative(t0, t1))
+
+
+def operations(group: Group, t: Tensor) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """Every operation, with elements to do it on: of views (B, 3, A)."""
+    t0, t1, t2 = t.unbind(-2)
+    a, b = group.relative(t0, t1), group.relative(t1, t2)
+    found: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        "relative": (group.relative, (t0, t1)), "apply": (group.apply, (t0, a)), "compose": (group.compose, (a, b)),
+        "inverse": (group.inverse, (a,)), "distance": (group.distance, (a, b)), "actions": (group.actions, (t,)),
+        "path_composition": (group.path_composition, (group.actions(t),)),
+    }  # fmt: skip
+    if isinstance(group, Product):
+        found["split and join"] = lambda x: group.join(group.split(x)), (a,)
+        found["distances"] = lambda x, y: torch.stack(list(group.distances(x, y).values()), dim=-1), (a, b)
+    if isinstance(group, Rotation3D):
+        found |= {
+            "to_matrix": (group.to_matrix, (a,)), "from_matrix": (group.from_matrix, (group.to_matrix(a),)),
+            "to_6d": (group.to_6d, (a,)), "from_6d": (group.from_6d, (group.to_6d(a),)),
+            "from_euler": (group.from_euler, (t0[..., :3],)),
+        }  # fmt: skip
+    return found
+
+
+def views_of(group: Group, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(8, 3, A) parameters."""
+    g = torch.Generator().manual_seed(0)
+    return torch.stack([parameters(group, g, dtype, "random")[:8] for _ in range(3)], dim=1)
+
+
+@law
+def test_operations_run_on_tensors_without_values(group: Group) -> None:
+    for name, (operation, elements) in operations(group, views_of(group)).items():
+        expected, got = operation(*elements), operation(*(x.to("meta") for x in elements))
+        assert got.is_meta, name
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype), name
+
+
+@law
+def test_under_vmap_each_row_is_what_it_is_by_itself(group: Group) -> None:
+    for name, (operation, elements) in operations(group, views_of(group)).items():
+        expected = torch.stack([operation(*row) for row in zip(*elements, strict=True)])
+        torch.testing.assert_close(vmap(operation)(*elements), expected, msg=name)
+        nested = vmap(vmap(operation))(*(x.unflatten(0, (2, 4)) for x in elements))
+        torch.testing.assert_close(nested.flatten(0, 1), expected, msg=name)
+        if len(elements) == 2:
+            first, second = elements
+            shared = vmap(operation, in_dims=(0, None))(first, second[0])
+            torch.testing.assert_close(
+                shared, torch.stack([operation(row, second[0]) for row in first]), msg=f"{name}, one for all"
+            )
+
+
+@law
+def test_derivatives_by_function_are_those_of_backward(group: Group) -> None:
+    for name, (operation, elements) in operations(group, views_of(group)).items():
+        traced = elements[0].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(operation(traced, *elements[1:]).sum(), traced)
+
+        def total(*row: Tensor, operation: Callable[..., Tensor] = operation) -> Tensor:
+            return operation(*row).sum()
+
+        torch.testing.assert_close(vmap(grad(total))(*elements), expected, msg=name)
+        torch.testing.assert_close(jacrev(total)(*elements), expected, msg=name)
+
+
+def test_what_breaks_a_rule_is_refused_where_it_can_be_read_and_lets_a_batch_of_functions_run() -> None:
+    sizes = torch.tensor([[2.0], [-1.0]])
+    with pytest.raises(ValueError, match=r"A size must be above 0 in t1; got -1 at \[1, 0\]"):
+        Scale().relative(torch.ones(1), sizes)
+    with pytest.raises(ValueError, match="A size must be above 0 in t0; got -1"):  # shared by all rows: it can be read
+        vmap(Scale().relative, in_dims=(None, 0))(-torch.ones(1), sizes.abs())
+    assert vmap(Scale().relative)(torch.ones(2, 1), sizes).isnan().flatten().tolist() == [False, True]
+
+
+@law
+def test_defaults_of_torch_change_no_operation(group: Group) -> None:
+    t = views_of(group, torch.float32)
+    expected = {name: operation(*elements) for name, (operation, elements) in operations(group, t).items()}
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = {name: operation(*elements) for name, (operation, elements) in operations(group, t).items()}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, element in expected.items():
+        assert (got[name].dtype, got[name].device) == (element.dtype, element.device), name
+        assert torch.equal(got[name], element), name

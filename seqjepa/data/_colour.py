@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqjepa.groups.base import readable
+
 __all__ = ["grey", "jitter", "shift_hue", "solarise"]
 
 Images = Float[Tensor, "N 3 H W"]
@@ -34,7 +36,7 @@ def shift_hue(images: Images, turns: Float[Tensor, "N"]) -> Images:
     r, g, b = images.unbind(dim=1)
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
-    inverse = 1 / torch.where(chroma > 0, chroma, 1.0)
+    inverse = 1 / chroma.masked_fill(chroma <= 0, 1.0)
     sixth = torch.where(
         value == r, (g - b) * inverse, torch.where(value == g, (b - r) * inverse + 2, (r - g) * inverse + 4)
     )
@@ -56,9 +58,13 @@ def _blend(images: Images, other: Tensor, factor: Float[Tensor, "N"]) -> Images:
 def jitter(images: Images, factors: Float[Tensor, "N 4"], order: Int[Tensor, "N 4"]) -> Images:
     """Brightness, contrast, saturation (factors; 1 changes nothing) and hue (turns; 0), each image in its own order.
 
-    `order[n]` lists the operations 0 brightness, 1 contrast, 2 saturation, 3 hue as they are done to image n. At each
-    place in the order, the images whose turn it is for an operation are changed together.
+    `order[n]` lists the operations 0 brightness, 1 contrast, 2 saturation, 3 hue as they are done to image n.
     """
+    return (_by_rows if readable(images) else _at_once)(images, factors, order)
+
+
+def _by_rows(images: Images, factors: Tensor, order: Tensor) -> Images:
+    """At each place in the order, the images whose turn it is for an operation are changed together."""
     images = images.clone()
     for place in range(4):
         for operation in range(4):
@@ -67,6 +73,33 @@ def jitter(images: Images, factors: Float[Tensor, "N 4"], order: Int[Tensor, "N 
             if len(rows):
                 images[rows] = _one(images[rows], operation, factors[rows, operation])
     return images
+
+
+def _at_once(images: Images, factors: Tensor, order: Tensor) -> Images:
+    """Each operation on all images, so that none must be found first: a GPU would have to be waited for.
+
+    An image has its hue turned once, before some of its other operations and after the rest. So: the operations before
+    the hue, place by place; the hue of all images; the operations after it. Out of turn, an operation changes nothing.
+    """
+    hue_done = (order == 3).cumsum(dim=1) > 0
+    for after in (False, True):
+        for place in range(1, 4) if after else range(3):
+            operation = order[:, place]
+            factor = factors.gather(1, operation[:, None]).squeeze(1)
+            turn = (operation != 3) & (hue_done[:, place] == after)
+            images = _blend_as(images, operation, factor.masked_fill(~turn, 1.0))
+        if not after:
+            still = (factors[:, 3] == 0)[:, None, None, None]
+            images = torch.where(still, images, shift_hue(images, factors[:, 3]))
+    return images
+
+
+def _blend_as(images: Images, operation: Int[Tensor, "N"], factor: Float[Tensor, "N"]) -> Images:
+    """Each image blended with black, its own mean grey or its grey picture; by a factor of 1 it stays as it is."""
+    operation = operation[:, None, None, None]
+    picture = grey(images)
+    other = torch.where(operation == 1, picture.mean(dim=(1, 2, 3), keepdim=True), picture)
+    return _blend(images, other.masked_fill(operation == 0, 0.0), factor)
 
 
 def _one(images: Images, operation: int, factor: Float[Tensor, "N"]) -> Images:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from seqjepa._checks import check_axes
+from seqjepa.groups.base import all_true
 
-__all__ = ["check_images", "check_num_views"]
+__all__ = ["check_images", "check_num_views", "spoil"]
 
 LOWEST, HIGHEST = -0.25, 1.25
 
 
-def check_images(images: Tensor, *, any_range: bool = False) -> None:
-    """Raise unless `images` are (B, C, H, W), floating point, finite and about [0, 1]. Synchronises once.
+def check_images(images: Tensor, *, any_range: bool = False) -> Tensor:
+    """The images, if they are (B, C, H, W), floating point, finite and about [0, 1]; else raise.
 
-    A little beyond [0, 1] is let through: resizing by cubic convolution overshoots.
+    A little beyond [0, 1] is let through: resizing by cubic convolution overshoots. Values are read on the CPU alone.
+    On other devices, which must not be waited for, an image whose values break the rule comes back as NaN.
     """
     check_axes("images", images, "B C H W")
     if 0 in images.shape:
@@ -22,8 +25,9 @@ def check_images(images: Tensor, *, any_range: bool = False) -> None:
     low, high = images.detach().flatten(1).amin(dim=1), images.detach().flatten(1).amax(dim=1)  # NaN goes through both
     finite = low.isfinite() & high.isfinite()
     valid = finite if any_range else finite & (low >= LOWEST) & (high <= HIGHEST)
-    if bool(valid.all()):
-        return
+    sound = all_true(valid)
+    if sound is not False:
+        return images if sound else spoil(images, valid)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise ValueError(
@@ -34,6 +38,11 @@ def check_images(images: Tensor, *, any_range: bool = False) -> None:
         f"Images are numbers in [0, 1]; got {low.min():.4g} to {high.max():.4g}. Divide bytes by 255; normalise the "
         "views, not the images."
     )
+
+
+def spoil(x: Tensor, valid: Tensor) -> Tensor:
+    """`x`, NaN where the leading axes are not valid: what tells of a broken rule without waiting for the device."""
+    return x.masked_fill(~valid.view(*valid.shape, *[1] * (x.ndim - valid.ndim)), torch.nan)
 
 
 def check_num_views(num_views: int) -> None:

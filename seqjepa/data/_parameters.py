@@ -23,10 +23,13 @@ class ObjectParameters(NamedTuple):
 
     Examples:
         >>> import torch
-        >>> identity = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(2, 3, 4)
-        >>> zeros = torch.zeros(2, 3)
-        >>> ObjectParameters(identity, zeros, zeros, zeros, zeros, torch.arange(2)).rotation.shape
-        torch.Size([2, 3, 4])
+        >>> from seqjepa.data import RenderedObjects
+        >>> from seqjepa.groups import Rotation3D
+        >>> turn, zeros = torch.zeros(1, 8, 3), torch.zeros(1, 8)
+        >>> turn[..., 2] = torch.arange(8) * torch.pi / 4                                # a chair on a turntable
+        >>> chair = ObjectParameters(Rotation3D.from_euler(turn), zeros + 0.6, zeros, zeros, zeros, torch.tensor([5]))
+        >>> RenderedObjects(16, size=32).render(chair).shape
+        torch.Size([1, 8, 3, 32, 32])
     """
 
     rotation: Float[Tensor, "B V 4"]

@@ -6,12 +6,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["draw_indices", "generator_device", "index_at", "uniform"]
+__all__ = ["constant", "draw_indices", "generator_device", "index_at", "sent", "uniform"]
 
 
 def generator_device(generator: torch.Generator | None, device: torch.device | str) -> torch.device:
     """Where to draw: on the generator's device, or on that of the data where there is no generator."""
     return torch.device(device) if generator is None else generator.device
+
+
+def constant(values: object, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+    """Numbers of the program as a tensor, on its way to the device."""
+    return sent(torch.tensor(values, dtype=dtype, device="cpu"), device)
+
+
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x` on the device; a GPU fetches it in its own time, and is not waited for."""
+    device = torch.device(device)
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 def uniform(
@@ -23,8 +34,8 @@ def uniform(
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "..."]:
     """Float32 numbers, uniform in [low, high)."""
-    draws = torch.rand(shape, generator=generator, device=generator_device(generator, device))
-    return (low + (high - low) * draws).to(device)
+    draws = torch.rand(shape, generator=generator, device=generator_device(generator, device), dtype=torch.float32)
+    return sent(low + (high - low) * draws, device)
 
 
 def draw_indices(weights: Float[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Int[Tensor, "B"]:
@@ -34,7 +45,7 @@ def draw_indices(weights: Float[Tensor, "B N"], *, generator: torch.Generator | 
     """
     device = generator_device(generator, weights.device)
     share = torch.rand((len(weights), 1), dtype=torch.float64, generator=generator, device=device)
-    return index_at(weights, share.to(weights.device))
+    return index_at(weights, sent(share, weights.device))
 
 
 def index_at(weights: Float[Tensor, "B N"], share: Float[Tensor, "B 1"]) -> Int[Tensor, "B"]:

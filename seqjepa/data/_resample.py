@@ -25,8 +25,8 @@ def resize_matrix(
     device = start.device
     scale = (length / size)[:, None, None]  # source pixels to a pixel of the view
     filter_scale = scale.clamp(min=1.0)
-    centre = start[:, None, None] + (torch.arange(size, device=device) + 0.5)[None, :, None] * scale
-    pixel = torch.arange(source, device=device)[None, None, :]
+    centre = start[:, None, None] + (torch.arange(size, device=device, dtype=start.dtype) + 0.5)[None, :, None] * scale
+    pixel = torch.arange(source, device=device, dtype=start.dtype)[None, None, :]
     weights = _cubic if bicubic else _triangle
     weight = weights(((pixel + 0.5 - centre) / filter_scale).abs())
     inside = (pixel >= start[:, None, None]) & (pixel < (start + length)[:, None, None])
@@ -46,9 +46,13 @@ def _triangle(x: Tensor) -> Tensor:
 
 
 def blur_matrix(sigma: Float[Tensor, "N"], *, size: int, kernel: int) -> Float[Tensor, "N size size"]:
-    """The weights of a Gaussian blur with an odd number of taps, its picture continued by reflection."""
+    """The weights of a Gaussian blur with an odd number of taps, its picture continued by reflection.
+
+    A sigma of 0 blurs nothing.
+    """
     reach = kernel // 2
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
+    sigma = sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
     taps = torch.exp(-0.5 * (offset[None, :] / sigma[:, None]) ** 2)
     taps = taps / taps.sum(dim=1, keepdim=True)
     pixel = torch.arange(size, device=sigma.device)

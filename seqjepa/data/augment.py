@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqjepa.data._colour import grey, jitter, solarise
-from seqjepa.data._images import check_images, check_num_views
-from seqjepa.data._random import uniform
+from seqjepa.data._images import check_images, check_num_views, spoil
+from seqjepa.data._random import constant, uniform
 from seqjepa.data._resample import blur_matrix, resize_matrix, separable
 from seqjepa.groups import Crop, Flip, Group, Hue, Product, Translation
+from seqjepa.groups.base import all_true, readable
 from seqjepa.types import ViewSequence
 
 __all__ = ["Augmentation", "AugmentationParameters", "AugmentedViews"]
 
+PARTS = ("crop", "flip", "jitter", "hue", "blur")  # of an action
 JITTER = {"brightness": Translation(1), "contrast": Translation(1), "saturation": Translation(1), "hue": Hue()}
 # Numbers of an image batch at a time: on a CPU its temporaries should stay in the cache, on a GPU fill it.
 CHUNK = {"cpu": 2**18, "cuda": 2**26}
@@ -77,9 +79,9 @@ class Augmentation:
             raise ValueError(f"hue is in turns, from 0 to ½, which is all hues; got {self.hue}.")
         for name, most in (("crop_area", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= most:
-                limit = f" and at most {most:g}" if most < math.inf else ""
-                raise ValueError(f"{name} is (lowest, highest), above 0{limit}; got {(low, high)}.")
+            if not (0 < low <= high <= most and high < math.inf):
+                limit = f"at most {most:g}" if most < math.inf else "finite"
+                raise ValueError(f"{name} is (lowest, highest), above 0 and {limit}; got {(low, high)}.")
 
 
 class AugmentationParameters(NamedTuple):
@@ -93,12 +95,14 @@ class AugmentationParameters(NamedTuple):
         grey: (B, V) 1 where the view is grey.
         blur: (B, V) standard deviation of the blur in pixels of the view; 0 for none.
         solarise: (B, V) 1 where the view is solarised.
+        sides: (B, V, 2) height and width of the image in pixels; None where they are not known.
 
     Examples:
         >>> import torch
         >>> parameters = AugmentedViews.cifar().draw(8, (32, 32), generator=torch.Generator().manual_seed(0))
-        >>> parameters.jitter.shape
-        torch.Size([8, 4, 4])
+        >>> top, left, height, width = parameters.crop.unbind(-1)
+        >>> bool((left + width <= 32).all()), bool((width >= 1).all())
+        (True, True)
     """
 
     crop: Float[Tensor, "B V 4"]
@@ -108,6 +112,34 @@ class AugmentationParameters(NamedTuple):
     grey: Float[Tensor, "B V"]
     blur: Float[Tensor, "B V"]
     solarise: Float[Tensor, "B V"]
+    sides: Any = None  # Float[Tensor, "B V 2"] | None
+
+    def elements(self, group: Product) -> Float[Tensor, "B V A"] | None:
+        """The parameters as elements of the group of a sampler's actions: `group.actions` of them are the actions.
+
+        Args:
+            group: of the parts that a sampler's `actions` names. Its crop is a [`Crop`][seqjepa.groups.Crop], or a
+                `Translation(4)` of top, left, height and width over the sides.
+
+        Returns:
+            (B, V, A), or None where the sides of the images are not known, or the group has other parts.
+
+        Examples:
+            >>> import torch
+            >>> batch = AugmentedViews.cifar(frame="image")(torch.rand(8, 3, 32, 32))
+            >>> torch.equal(batch.group.actions(batch.parameters.elements(batch.group)), batch.actions)
+            True
+        """
+        groups = getattr(group, "groups", {})
+        flip = self.flip[..., None]
+        parts = {"flip": flip, "jitter": self.jitter, "hue": self.jitter[..., 3:], "blur": self.blur[..., None]}
+        if self.sides is not None:
+            crop = self.crop / torch.cat([self.sides, self.sides], dim=-1)
+            centred = torch.cat([crop[..., :2] + crop[..., 2:] / 2, crop[..., 2:], flip], dim=-1)
+            parts["crop"] = centred if isinstance(groups.get("crop"), Crop) else crop
+        if not groups or any(name not in parts or parts[name].shape[-1] != groups[name].dim for name in groups):
+            return None
+        return group.join({name: parts[name] for name in groups})
 
 
 def _predicted() -> Augmentation:
@@ -154,6 +186,8 @@ class AugmentedViews:
             images of another rank or number of channels, or that are not finite.
         TypeError: images that are not floating point.
 
+    Values are read on the CPU alone; on other devices an image that is not finite, or far from [0, 1], gives NaN views.
+
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), appendix. Interpolation and colours agree with torchvision's functional
         transforms on float images.
@@ -189,10 +223,9 @@ class AugmentedViews:
         if self.blur_kernel is not None and not (self.blur_kernel % 2 == 1 and self.blur_kernel // 2 < self.size):
             raise ValueError(f"blur_kernel must be odd and reach less than a view's side; got {self.blur_kernel}.")
         object.__setattr__(self, "actions", tuple(self.actions))
-        known = ("crop", "flip", "jitter", "hue", "blur")
-        if not self.actions or set(self.actions) - set(known):
+        if not self.actions or set(self.actions) - set(PARTS):
             raise ValueError(
-                f"actions names parts, at least one of {', '.join(map(repr, known))}; got {self.actions!r}."
+                f"actions names parts, at least one of {', '.join(map(repr, PARTS))}; got {self.actions!r}."
             )
         twice = {"crop", "flip"} <= set(self.actions) and self.frame == "view", {"jitter", "hue"} <= set(self.actions)
         if len(set(self.actions)) < len(self.actions) or any(twice):
@@ -232,12 +265,12 @@ class AugmentedViews:
 
     def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
         """Draw settings for `num_views` views of each image, make the views, and say how they differ."""
-        check_images(images)
+        images = check_images(images)
         if images.shape[1] != 3:
             self._check_grey()
         sides = images.shape[-2], images.shape[-1]
         parameters = self.draw(len(images), sides, generator=generator, device=images.device)
-        actions = self.group.actions(self.elements(parameters, sides))
+        actions = self.group.actions(self.elements(parameters))
         return ViewSequence(self._render(images, parameters), actions, parameters, None, self.group)
 
     def draw(
@@ -255,12 +288,12 @@ class AugmentedViews:
 
         def setting(name: str) -> Tensor:  # (V, …): the same for all views but the last
             values = [getattr(self.observed, name)] * (self.num_views - 1) + [getattr(self.predicted, name)]
-            return torch.tensor(values, device=device, dtype=torch.float32)
+            return constant(values, device)
 
         crop = self._draw_crops(draws(ATTEMPTS, 4), sides, setting("crop_area"), setting("crop_ratio"))
         strength = torch.stack([setting(name) for name in JITTER], dim=-1)  # (V, 4)
-        neutral = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
-        low = torch.maximum(neutral - strength, torch.tensor([0.0, 0.0, 0.0, -0.5], device=device))
+        neutral = constant([1.0, 1.0, 1.0, 0.0], device)
+        low = torch.maximum(neutral - strength, constant([0.0, 0.0, 0.0, -0.5], device))
         factors = low + (neutral + strength - low) * draws(4)
         jittered = (draws() < setting("jitter"))[..., None]
         sigma_low, sigma_high = setting("blur_sigma").unbind(-1)
@@ -271,55 +304,61 @@ class AugmentedViews:
             jitter=torch.where(jittered, factors, neutral),
             order=draws(4).argsort(dim=-1),
             grey=(draws() < setting("grey")).float(),
-            blur=torch.where(draws() < setting("blur"), sigma, 0.0),
+            blur=sigma.masked_fill(draws() >= setting("blur"), 0.0),
             solarise=(draws() < setting("solarise")).float(),
+            sides=constant(sides, device).expand(batch, self.num_views, 2),
         )
 
     @staticmethod
     def _draw_crops(draws: Tensor, sides: tuple[int, int], area: Tensor, ratio: Tensor) -> Tensor:
-        """Top, left, height, width (B, V, 4) of the first attempt that fits; failing all, the middle of the image."""
+        """Top, left, height, width (B, V, 4) of the first attempt that fits; failing all, the middle of the image.
+
+        A side is a pixel at least.
+        """
         height, width = sides
         low, high = area.unbind(-1)
         target = height * width * (low[:, None] + (high - low)[:, None] * draws[..., 0])
         log_low, log_high = ratio.log().unbind(-1)
         aspect = torch.exp(log_low[:, None] + (log_high - log_low)[:, None] * draws[..., 1])
-        w, h = (target * aspect).sqrt().round(), (target / aspect).sqrt().round()
-        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        w, h = (target * aspect).sqrt().round().clamp(min=1), (target / aspect).sqrt().round().clamp(min=1)
+        fits = (w <= width) & (h <= height)
         top, left = (draws[..., 2] * (height - h + 1)).floor(), (draws[..., 3] * (width - w + 1)).floor()
         first = fits.to(torch.uint8).argmax(dim=-1)
         crop = torch.take_along_dim(torch.stack([top, left, h, w], dim=-1), first[..., None, None], dim=2).squeeze(2)
         # The largest crop of an allowed aspect ratio, where none of the attempts fits.
         nearest = torch.clamp(torch.full_like(ratio[:, 0], width / height), ratio[:, 0], ratio[:, 1])
-        h = torch.clamp(width / nearest, max=height).round()
-        w = torch.clamp(height * nearest, max=width).round()
+        h = torch.clamp(width / nearest, max=height).round().clamp(min=1)
+        w = torch.clamp(height * nearest, max=width).round().clamp(min=1)
         middle = torch.stack([((height - h) / 2).floor(), ((width - w) / 2).floor(), h, w], dim=-1)
         return torch.where(fits.any(dim=-1)[..., None], crop, middle)
 
-    def elements(self, parameters: AugmentationParameters, sides: tuple[int, int]) -> Float[Tensor, "B V A"]:
+    def elements(
+        self, parameters: AugmentationParameters, sides: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B V A"]:
         """The parameters as elements of `group`: what its `actions`, `relative` and `distance` take.
 
         Args:
             parameters: settings of the views.
-            sides: height and width of the images.
+            sides: height and width of the images; None for those that the parameters hold.
+
+        Raises:
+            ValueError: sides that are neither given nor held.
 
         Examples:
             >>> import torch
             >>> sampler = AugmentedViews.cifar()
             >>> parameters = sampler.draw(8, (32, 32), generator=torch.Generator().manual_seed(0))
-            >>> elements = sampler.elements(parameters, (32, 32))
+            >>> elements = sampler.elements(parameters)
             >>> sampler.group.relative(elements[:, 0], elements[:, -1]).shape     # from the first view to the last
             torch.Size([8, 10])
         """
-        side = torch.tensor([*sides, *sides], device=parameters.crop.device)
-        crop = parameters.crop / side
-        if self.frame == "view":
-            flip = parameters.flip[..., None]
-            crop = torch.cat([crop[..., :2] + crop[..., 2:] / 2, crop[..., 2:], flip], dim=-1)
-        parts = {
-            "crop": crop, "flip": parameters.flip[..., None], "jitter": parameters.jitter,
-            "hue": parameters.jitter[..., 3:], "blur": parameters.blur[..., None],
-        }  # fmt: skip
-        return self.group.join({part: parts[part] for part in self.actions})
+        if sides is not None:
+            views = parameters.crop.shape[:2]
+            parameters = parameters._replace(sides=constant(sides, parameters.crop.device).expand(*views, 2))
+        elements = parameters.elements(self.group)
+        if elements is None:
+            raise ValueError("A crop's place in its image needs the sides of the image; give sides=(H, W).")
+        return elements
 
     def render(
         self, images: Float[Tensor, "B C H W"], parameters: AugmentationParameters
@@ -333,9 +372,10 @@ class AugmentedViews:
             >>> torch.equal(sampler.render(images, parameters), views)
             True
         """
-        check_images(images)
-        self._check_fit(images, parameters)
-        return self._render(images, parameters)
+        images = check_images(images)
+        inside = self._check_fit(images, parameters)
+        views = self._render(images, parameters)
+        return views if inside is None else spoil(views, inside)
 
     def _render(self, images: Tensor, parameters: AugmentationParameters) -> Tensor:
         """A part of the batch at a time, so that what is between the steps stays near the processor."""
@@ -344,7 +384,8 @@ class AugmentedViews:
         chunk = max(1, CHUNK.get(images.device.type, CHUNK["cuda"]) // per_image)
         for start in range(0, len(images), chunk):
             rows = slice(start, start + chunk)
-            part = AugmentationParameters(*(field[rows] for field in parameters))
+            fields: Any = (None if field is None else field[rows] for field in parameters)
+            part = AugmentationParameters(*fields)
             views[rows] = self._render_chunk(images[rows], part)
         return views
 
@@ -362,15 +403,14 @@ class AugmentedViews:
         x = views.flatten(0, 1).clamp_(0, 1)  # cubic interpolation overshoots
         if images.shape[1] == 3:
             x = jitter(x, parameters.jitter.flatten(0, 1).to(x.dtype), parameters.order.flatten(0, 1))
-            chosen = parameters.grey.flatten().nonzero().squeeze(1)
-            x[chosen] = grey(x[chosen]).expand(-1, 3, -1, -1)
-        chosen = parameters.blur.flatten().nonzero().squeeze(1)
-        if len(chosen):
-            blur = blur_matrix(parameters.blur.flatten()[chosen], size=self.size, kernel=self._kernel).to(x.dtype)
-            x[chosen] = separable(x[chosen], blur, blur)
-        chosen = parameters.solarise.flatten().nonzero().squeeze(1)
-        x[chosen] = solarise(x[chosen])
+            x = _where(parameters.grey, x, lambda part, _: grey(part).expand(-1, 3, -1, -1))
+        x = _where(parameters.blur, x, self._blur)
+        x = _where(parameters.solarise, x, lambda part, _: solarise(part))
         return x.unflatten(0, shape)
+
+    def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
+        blur = blur_matrix(sigma, size=self.size, kernel=self._kernel).to(images.dtype)
+        return separable(images, blur, blur)
 
     @property
     def _kernel(self) -> int:
@@ -385,15 +425,36 @@ class AugmentedViews:
                 "to 0 in both Augmentations."
             )
 
-    def _check_fit(self, images: Tensor, parameters: AugmentationParameters) -> None:
+    def _check_fit(self, images: Tensor, parameters: AugmentationParameters) -> Tensor | None:
+        """Raise where a crop leaves its image; where that cannot be read, which views lie inside, (B, V)."""
         if images.shape[1] != 3:
             self._check_grey()
         top, left, height, width = parameters.crop.unbind(-1)
         h, w = images.shape[-2:]
         inside = (top >= 0) & (left >= 0) & (height >= 1) & (width >= 1) & (top + height <= h) & (left + width <= w)
-        if len(parameters.crop) != len(images) or not bool(inside.all()):
+        if len(parameters.crop) != len(images):
             raise ValueError(
-                f"Crops must lie inside their images, one row of crops an image; got {len(parameters.crop)} rows for "
-                f"{len(images)} images of {h} × {w} pixels, reaching to row {(top + height).max():g} and column "
-                f"{(left + width).max():g}. Draw the parameters for these images."
+                f"There must be one row of crops an image; got {len(parameters.crop)} rows for {len(images)} images. "
+                "Draw the parameters for these images."
             )
+        fits = all_true(inside)
+        if fits is False:
+            raise ValueError(
+                f"Crops must lie inside their images; got some for {len(images)} images of {h} × {w} pixels, reaching "
+                f"to row {(top + height).max():g} and column {(left + width).max():g}. Draw the parameters for these "
+                "images."
+            )
+        return None if fits else inside
+
+
+def _where(
+    strength: Float[Tensor, "B V"], images: Float[Tensor, "N C H W"], change: Callable[[Tensor, Tensor], Tensor]
+) -> Float[Tensor, "N C H W"]:
+    """The images, changed where the strength is not 0: those alone on a CPU, where that can be read; elsewhere all."""
+    strength = strength.flatten()
+    if not readable(images):
+        return torch.where((strength != 0)[:, None, None, None], change(images, strength), images)
+    chosen = strength.nonzero().squeeze(1)
+    if len(chosen):
+        images[chosen] = change(images[chosen], strength[chosen])
+    return images

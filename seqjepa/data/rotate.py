@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.data._images import check_images, check_num_views
-from seqjepa.data._random import uniform
+from seqjepa.data._images import check_images, check_num_views, spoil
+from seqjepa.data._random import constant, sent, uniform
 from seqjepa.groups import Group, Product, Rotation2D, Scale, Translation
+from seqjepa.groups.base import all_true
 from seqjepa.types import ViewSequence
 
 __all__ = ["RotatedViews"]
@@ -53,6 +54,8 @@ class RotatedViews:
     Raises:
         ValueError: fewer than two views; ranges outside their limits; images of another rank, or that are not finite.
         TypeError: images that are not floating point.
+
+    Values are read on the CPU alone; on other devices an image that is not finite, or far from [0, 1], gives NaN views.
 
     Examples:
         >>> import torch
@@ -97,7 +100,7 @@ class RotatedViews:
 
     def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
         """Draw a turn, and what else there is, for every view; make the views; and say how they differ."""
-        check_images(images)
+        images = check_images(images)
         parameters = self.draw(len(images), generator=generator, device=images.device)
         actions = self.group.actions(parameters)
         return ViewSequence(self._render(images, parameters), actions, parameters, None, self.group)
@@ -130,15 +133,18 @@ class RotatedViews:
             >>> bool((upright - images).abs().max() < 1e-5)
             True
         """
-        check_images(images)
+        images = check_images(images)
         if len(parameters) != len(images) or parameters.shape[2:] != (self.group.dim,):
             raise ValueError(
                 f"Parameters must be (B, V, {self.group.dim}), one row an image; got {tuple(parameters.shape)} for "
                 f"{len(images)} images."
             )
-        if not bool(parameters.isfinite().all()):
+        finite = parameters.isfinite().all(dim=-1)
+        sound = all_true(finite)
+        if sound is False:
             raise ValueError("Parameters must be finite; got NaN or infinity. Look at what computed them.")
-        return self._render(images, parameters.to(images.device, torch.float32))
+        views = self._render(images, sent(parameters.float(), images.device))
+        return views if sound else spoil(views, sent(finite, images.device))
 
     def _render(self, images: Tensor, parameters: Float[Tensor, "B V A"]) -> Tensor:
         """In float32 where places are computed: half precision would be pixels off."""
@@ -154,7 +160,7 @@ class RotatedViews:
             torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2)) * (self._extent() / scale)[..., None, None]
         )
         offset = -back @ (2 * shift.flip(-1))[..., None]  # x before y, and half sides
-        shorter = min(height, width) / torch.tensor([width, height], device=images.device)
+        shorter = min(height, width) / constant([width, height], images.device)
         affine = torch.cat([back, offset], dim=-1) * shorter[:, None]
         grid = F.affine_grid(affine.flatten(0, 1), [batch * views, 1, size, size], align_corners=False)
         # Where a pixel of the view covers several of the image, shrink the image first: no pixel is skipped.
@@ -163,7 +169,7 @@ class RotatedViews:
             sides = [max(1, round(side / covered)) for side in (height, width)]
             images = F.interpolate(images.float(), sides, mode="bilinear", antialias=True).to(images.dtype)
         dtype = torch.promote_types(images.dtype, torch.float32)
-        source = images.to(dtype).repeat_interleave(views, dim=0)
+        source = images.to(dtype)[:, None].expand(-1, views, -1, -1, -1).flatten(0, 1)
         padding = "zeros" if self.border == "zero" else "border"  # never reached beyond half a pixel
         out = F.grid_sample(source, grid.to(dtype), mode="bilinear", padding_mode=padding, align_corners=False)
         if self.border == "disc":
@@ -183,6 +189,6 @@ class RotatedViews:
 
 def _disc(size: int, device: torch.device) -> Float[Tensor, "h w"]:
     """1 inside the disc that fits into the square, 0 outside, half-way across the pixels on its edge."""
-    place = torch.arange(size, device=device) + 0.5 - size / 2
+    place = torch.arange(size, device=device, dtype=torch.float32) + 0.5 - size / 2
     radius = (place[:, None] ** 2 + place[None, :] ** 2).sqrt()
     return (size / 2 - radius).clamp(0, 1)

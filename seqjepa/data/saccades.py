@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqjepa._checks import check_axes
-from seqjepa.data._images import check_images, check_num_views
-from seqjepa.data._random import draw_indices
+from seqjepa.data._images import check_images, check_num_views, spoil
+from seqjepa.data._random import constant, draw_indices
 from seqjepa.data.saliency import check_saliency
 from seqjepa.groups import Group, Product, Scale, Translation
+from seqjepa.groups.base import all_true
 from seqjepa.types import ViewSequence
 
 __all__ = ["SaccadeViews"]
@@ -68,6 +69,8 @@ class SaccadeViews:
         ValueError: settings or inputs that break a rule above; saliency that is not finite, negative, all zero, of
             another size, or zero wherever the fovea fits; a fovea larger than the image; images with NaN.
         TypeError: images or saliency that are not floating point; a number of views or a fovea that is not whole.
+
+    Values are read on the CPU alone; on other devices an image that breaks a rule gives NaN views, a map NaN actions.
 
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3, predictive learning across saccades. The released code reads
@@ -147,9 +150,11 @@ class SaccadeViews:
         generator: torch.Generator | None = None,
     ) -> ViewSequence:
         """Draw fixations, and cut the views there."""
-        pixels = self.fixate(images, saliency=saliency, generator=generator)
-        positions = torch.stack([(pixels[..., axis] + 0.5) / images.shape[2 + axis] for axis in (0, 1)], dim=-1)
-        return self._sequence(images, positions, pixels)
+        images, weights = self._start(images, saliency)
+        pixels = self._fixations(weights, generator)
+        positions = [(pixels[..., axis].float() + 0.5) / images.shape[2 + axis] for axis in (0, 1)]
+        sound = weights[:, 0, 0].isfinite()  # a map that broke a rule, unread, weighs NaN
+        return self._sequence(images, spoil(torch.stack(positions, dim=-1), sound), pixels)
 
     def at(self, images: Float[Tensor, "B C H W"], positions: Float[Tensor, "B V 2"]) -> ViewSequence:
         """Cut the views at given positions: the image's own pixels, and between pixels their bilinear mean.
@@ -166,7 +171,7 @@ class SaccadeViews:
         Raises:
             ValueError: positions of another shape, not finite, or where the fovea would leave the image.
         """
-        check_images(images)
+        images = check_images(images)
         self._check_fits(images)
         _check_positions(positions, images)
         exact = []
@@ -174,21 +179,23 @@ class SaccadeViews:
             place = positions[..., axis].double() * size - 0.5
             place = torch.where((place - place.round()).abs() < SNAP, place.round(), place)
             first, last = (-0.5, size - 0.5) if self.padding else self._reach(size)
-            outside = (place < first) | (place > last)
-            if bool(outside.any()):
-                row, view = outside.nonzero()[0].tolist()
+            inside = (place >= first) & (place <= last)
+            fits = all_true(inside)
+            if fits is False:
+                row, view = (~inside).nonzero()[0].tolist()
                 raise ValueError(
                     f"A fovea of {self.fovea} needs {'yx'[axis]} in [{(first + 0.5) / size:.4f}, "
                     f"{(last + 0.5) / size:.4f}] on images of {tuple(images.shape[2:])}; got "
                     f"{positions[row, view, axis].item():.4f} in row {row}, view {view}."
                     + ("" if self.padding else ' Move it, or build SaccadeViews(padding="reflect").')
                 )
+            if fits is None:  # unread: a place outside is seen nowhere, and reads no memory that is not the image's
+                positions, place = spoil(positions, inside), place.masked_fill(~inside, float(first))
             exact.append(place)
         place = torch.stack(exact, dim=-1)
         pixels = place.floor().long()
         return self._sequence(images, positions, pixels, (place - pixels).to(images.dtype))
 
-    @torch.no_grad()
     def fixate(
         self,
         images: Float[Tensor, "B C H W"],
@@ -206,30 +213,41 @@ class SaccadeViews:
         Returns:
             (B, V, 2) pixels: row in [0, H), column in [0, W).
         """
-        check_images(images)
+        images, weights = self._start(images, saliency)
+        return self._fixations(weights, generator)
+
+    def _start(self, images: Tensor, saliency: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The images, and the weights of the first fixation."""
+        images = check_images(images)
         self._check_fits(images)
-        weights = self._weights(images, saliency)
-        fresh = None if self.inhibition is None else weights.clone()
-        batch = torch.arange(len(images), device=images.device)
+        return images, self._weights(images, saliency)
+
+    @torch.no_grad()
+    def _fixations(self, fresh: Float[Tensor, "B h w"], generator: torch.Generator | None) -> Int[Tensor, "B V 2"]:
+        """Pixels, drawn one after the other by weights that inhibition takes away."""
+        weights = fresh if self.inhibition is None else fresh.clone()
+        batch = torch.arange(len(fresh), device=fresh.device)
+        rows = fresh_rows = fresh.sum(dim=2)
         fixations: list[Tensor] = []
-        for _ in range(self.num_views):
-            if fixations and fresh is not None:
+        for view in range(self.num_views):
+            if view and self.inhibition is not None:
                 self._inhibit(weights, fixations[-1])
-            rows = weights.sum(dim=2)
-            if fixations and fresh is not None and bool((spent := rows.sum(dim=1) == 0).any()):
-                weights[spent] = fresh[spent]
                 rows = weights.sum(dim=2)
+                left = rows.sum(dim=1) != 0
+                if not all_true(left):  # nothing is left of some maps, or nobody can tell at once
+                    weights = torch.where(left[:, None, None], weights, fresh)
+                    rows = torch.where(left[:, None], rows, fresh_rows)
             row = draw_indices(rows, generator=generator)  # a row, then a place in it: two short sums, not a long one
             column = draw_indices(weights[batch, row], generator=generator)
             fixations.append(torch.stack([row, column], dim=1))
-        corner = torch.tensor([self._reach(size)[0] for size in images.shape[2:]], device=images.device)
-        return torch.stack(fixations, dim=1) + corner
+        return torch.stack(fixations, dim=1) + (0 if self.padding else self.fovea // 2)
 
     def _reach(self, size: int) -> tuple[int, int]:
         """The first and the last pixel, of so many along an axis, that a fixation may be drawn on."""
         before = self.fovea // 2
         return (0, size - 1) if self.padding else (before, size - (self.fovea - before))
 
+    @torch.no_grad()
     def _weights(
         self, images: Float[Tensor, "B C H W"], saliency: Float[Tensor, "B H W"] | None
     ) -> Float[Tensor, "B h w"]:
@@ -237,18 +255,22 @@ class SaccadeViews:
         height, width = images.shape[2:]
         (top, bottom), (left, right) = self._reach(height), self._reach(width)
         if saliency is None:
-            weights = torch.ones(len(images), bottom - top + 1, right - left + 1, device=images.device)
+            shape = (len(images), bottom - top + 1, right - left + 1)
+            weights = torch.ones(shape, dtype=torch.float32, device=images.device)
         else:
-            check_saliency(saliency, images)
+            saliency = check_saliency(saliency, images)
             weights = saliency[:, top : bottom + 1, left : right + 1]
             weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         if self.center_bias is not None:
-            down = (torch.arange(top, bottom + 1, device=images.device) + 0.5) / height - 0.5
-            along = (torch.arange(left, right + 1, device=images.device) + 0.5) / width - 0.5
+            down, along = (
+                (torch.arange(first, last + 1, dtype=torch.float32, device=images.device) + 0.5) / size - 0.5
+                for (first, last), size in (((top, bottom), height), ((left, right), width))
+            )
             far = down.square()[:, None] + along.square()
             weights = weights * (-0.5 * (far - far.min()) / self.center_bias**2).exp()
         peak = weights.amax(dim=(1, 2), keepdim=True)
-        if not bool((peak > 0).all()):
+        seen = peak > 0
+        if all_true(seen) is False:
             row = int((peak.flatten() <= 0).nonzero()[0])
             biased = "" if self.center_bias is None else f" or center_bias={self.center_bias} leaves nothing of it"
             raise ValueError(
@@ -256,7 +278,7 @@ class SaccadeViews:
                 f"rows {top} … {bottom} and columns {left} … {right}{biased}. "
                 'Build SaccadeViews(padding="reflect"), or use a smaller fovea.'
             )
-        return (weights / peak).float().add_(FLOOR)
+        return (weights / peak.masked_fill(~seen, torch.nan)).float().add_(FLOOR)
 
     def _inhibit(self, weights: Float[Tensor, "B h w"], fixation: Int[Tensor, "B 2"]) -> None:
         """Set the weights around each row's fixation to zero, in place."""
@@ -279,14 +301,15 @@ class SaccadeViews:
         offset: Float[Tensor, "B V 2"] | None = None,
     ) -> ViewSequence:
         """The views at pixels, or `offset` in [0, 1) of a pixel further down and to the right."""
-        if offset is not None and not bool((offset > 0).any()):
+        if offset is not None and all_true(offset == 0):
             offset = None
         crops = [self._crop(images, pixels, offset, round(scale * self.fovea)) for scale in self.scales]
         if self.scales_as == "views":
             n = len(self.scales)
-            views, parameters = torch.stack(crops, dim=2).flatten(1, 2), positions.repeat_interleave(n, dim=1)
-            scale = positions.new_tensor(self.scales).repeat(positions.shape[1]).expand(len(positions), -1)
-            parameters = torch.cat([parameters, scale[..., None]], dim=-1)
+            scale = constant(self.scales, positions.device, positions.dtype)[:, None]
+            place = positions[:, :, None].expand(-1, -1, n, -1)
+            parameters = torch.cat([place, scale.expand(*place.shape[:2], n, 1)], dim=-1).flatten(1, 2)
+            views = torch.stack(crops, dim=2).flatten(1, 2)
         else:
             views, parameters = crops[0] if len(crops) == 1 else torch.cat(crops, dim=2), positions
         return ViewSequence(views, self.group.actions(parameters), parameters, group=self.group)
@@ -363,5 +386,5 @@ def _check_positions(positions: Tensor, images: Tensor) -> None:
             f"Positions must lie where the images do, on {images.device}; got {positions.device}. "
             f"Move one of them: positions.to({str(images.device)!r})."
         )
-    if not bool(positions.isfinite().all()):
+    if all_true(positions.isfinite()) is False:
         raise ValueError("Positions must be finite; got NaN or infinity.")

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqjepa._checks import check_axes
-from seqjepa.data._images import check_images
+from seqjepa.data._images import check_images, spoil
+from seqjepa.groups.base import all_true
 
 __all__ = ["check_saliency", "load_saliency", "spectral_residual"]
 
@@ -60,7 +61,7 @@ def spectral_residual(
         >>> 60 <= row < 66, 20 <= column < 26
         (True, True)
     """
-    check_images(images, any_range=True)
+    images = check_images(images, any_range=True)
     if size is not None and size < 3:
         raise ValueError(f"size must leave at least 3 pixels, the width of the local mean; got {size}.")
     if not smoothing > 0:
@@ -80,7 +81,7 @@ def spectral_residual(
     if small != (height, width):
         maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
     peak = maps.amax(dim=(2, 3), keepdim=True)
-    maps = maps / torch.where(peak > 0, peak, 1) + FLOOR
+    maps = maps / peak.masked_fill(peak <= 0, 1) + FLOOR
     return (maps / maps.sum(dim=(2, 3), keepdim=True)).squeeze(1)
 
 
@@ -137,8 +138,7 @@ def load_saliency(path: str | Path, *, key: str | None = None) -> Float[Tensor, 
         maps = maps[None]
     if maps.ndim != 3 or 0 in maps.shape:
         raise ValueError(f"{path} must hold maps of shape (N, H, W), (N, 1, H, W) or (H, W); got {shape}.")
-    _check_weights(maps)
-    return maps
+    return _check_weights(maps)
 
 
 def _read(path: Path) -> Any:
@@ -158,8 +158,11 @@ def _read(path: Path) -> Any:
     raise ValueError(f"Saliency maps are read from .npy, .pt, .pth and .safetensors; got {path}.")
 
 
-def check_saliency(saliency: Tensor, images: Tensor) -> None:
-    """Raise unless there is one map for each image, of its size, finite, at least 0, and not all 0."""
+def check_saliency(saliency: Tensor, images: Tensor) -> Tensor:
+    """The maps, if there is one for each image, of its size, finite, at least 0, and not all 0; else raise.
+
+    On other devices than the CPU a map whose values break the rule comes back as NaN.
+    """
     check_axes("saliency", saliency, "B H W")
     expected = (len(images), *images.shape[2:])
     if saliency.shape != expected:
@@ -172,14 +175,15 @@ def check_saliency(saliency: Tensor, images: Tensor) -> None:
             f"Saliency must lie where the images do, on {images.device}; got {saliency.device}. "
             f"Move one of them: saliency.to({str(images.device)!r})."
         )
-    _check_weights(saliency)
+    return _check_weights(saliency)
 
 
-def _check_weights(maps: Float[Tensor, "B H W"]) -> None:
+def _check_weights(maps: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
     low, high = maps.flatten(1).amin(dim=1), maps.flatten(1).amax(dim=1)  # ten times faster than aminmax
     good = (low >= 0) & (high > 0) & (high < torch.inf)  # NaN fails every comparison
-    if bool(good.all()):
-        return
+    sound = all_true(good)
+    if sound is not False:
+        return maps if sound else spoil(maps, good)
     row = int((~good).nonzero()[0])
     least, most = low[row].item(), high[row].item()
     if not math.isfinite(least) or not math.isfinite(most):

@@ -112,7 +112,7 @@ def _path(axis: Any, image: Tensor, positions: Float[Tensor, "V 2"], saliency: T
         veil = saliency.detach().float().cpu() / saliency.max().clamp(min=torch.finfo(torch.float32).tiny).cpu()
         axis.imshow(veil.numpy(), cmap="inferno", alpha=0.5, vmin=0, vmax=1)
     height, width = image.shape[-2:]
-    size = torch.tensor([height, width])
+    size = torch.tensor([height, width], device="cpu")
     y, x = (positions.detach().float().cpu() * size - 0.5).T.tolist()
     axis.plot(x, y, "-", color="white", linewidth=1.5)
     axis.plot(x, y, "-", color="black", linewidth=0.7)
@@ -124,7 +124,7 @@ def _path(axis: Any, image: Tensor, positions: Float[Tensor, "V 2"], saliency: T
 def _caption(group: Group | None, action: Tensor, images: Tensor | None) -> str:
     action = action.detach().float().cpu()
     if images is not None and isinstance(group, Translation):
-        down, right = (action * torch.tensor(images.shape[-2:])).tolist()
+        down, right = (action * torch.tensor(images.shape[-2:], device="cpu")).tolist()
         return f"{down:+.0f} px down, {right:+.0f} px right"
     if group is None:
         return ", ".join(f"{number:+.2f}" for number in action.tolist())

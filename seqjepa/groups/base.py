@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqjepa._checks import check_floating, check_tensor
 
-__all__ = ["Group", "check_elements", "check_values"]
+__all__ = ["Group", "all_true", "check_elements", "check_values", "readable"]
 
 
 class Group(ABC):
@@ -22,6 +22,11 @@ class Group(ABC):
     - `compose(relative(t0, t1), relative(t1, t2)) = relative(t0, t2)`: first the one, then the other;
     - `compose` is associative, `compose(a, inverse(a)) = identity()`;
     - `distance(a, b) = 0` just where a and b are the same action.
+
+    Operations are tensor code for any device, differentiable, and run under `torch.func.vmap` and inside a graph.
+    Shapes are always checked. Values that have rules, such as lengths of quaternions, are read on the CPU alone: on a
+    GPU that would make the host wait. There, and under `vmap` and inside a graph, what breaks a rule gives what the
+    formula makes of it.
 
     A group of your own subclasses this and defines the abstract methods and `dim`.
 
@@ -111,9 +116,24 @@ def check_elements(group: str, dim: int, **elements: Tensor) -> None:
         check_floating(name, element)
 
 
+def readable(x: Tensor) -> bool:
+    """Whether values may be read: on the CPU. Another device would have to be waited for, a graph has none yet."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def all_true(valid: Tensor) -> bool | None:
+    """Whether all are True; None where that cannot be read."""
+    if not readable(valid):
+        return None
+    try:
+        return bool(valid.all())
+    except RuntimeError:  # torch's answer under vmap and of fake tensors
+        return None
+
+
 def check_values(valid: Tensor, values: Tensor, rule: str, way_out: str) -> None:
-    """Raise unless all are valid, and say which value was not. One synchronisation, and none inside a graph."""
-    if torch.compiler.is_compiling() or valid.is_meta or bool(valid.all()):
+    """Raise where some are known not to be valid, and say which value was not."""
+    if all_true(valid) is not False:
         return
     where = tuple((~valid).nonzero()[0].tolist())
     came = values.broadcast_to(valid.shape)[where].item()

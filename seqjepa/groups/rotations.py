@@ -54,7 +54,7 @@ class Rotation3D(Group):
         self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Float[Tensor, "A"]:
         """(0, 0, 0, 1)."""
-        return torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=dtype, device=device)
+        return torch.eye(4, dtype=dtype, device=device)[3]  # made where it lies: a list would make a GPU wait
 
     def relative(self, t0: Float[Tensor, "*#B A"], t1: Float[Tensor, "*#B A"]) -> Float[Tensor, "*B A"]:
         """`t0⁻¹ t1`."""

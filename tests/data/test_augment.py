@@ -1,21 +1,25 @@
 """Augmented views against torchvision, sample by sample; against the released recipe; and the laws of their actions."""
 
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare, kstest
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from seqjepa.data import Augmentation, AugmentationParameters, AugmentedViews
-from seqjepa.data._colour import grey, jitter, shift_hue, solarise
+from seqjepa.data._colour import _at_once, _by_rows, grey, jitter, shift_hue, solarise
 from seqjepa.data._resample import blur_matrix, separable
-from seqjepa.groups import Crop
+from seqjepa.groups import Crop, Hue, Product, Rotation2D, Translation
 
 RECORDED = torch.load(Path(__file__).parent.parent / "recordings" / "data_augment.pt", weights_only=True)
 ADJUST = [
@@ -158,6 +162,83 @@ def test_orders_of_the_jitter_are_equally_likely() -> None:
     assert ((counts - 500.0).square() / 500).sum() < 49.7  # chi square, 23 degrees of freedom, 0.1 %
 
 
+@pytest.mark.parametrize("side", [7, 32])
+def test_a_crop_is_as_likely_at_every_place_where_it_fits_up_to_both_edges(side: int) -> None:
+    quarter = Augmentation(crop_area=(0.25, 0.25), crop_ratio=(1.0, 1.0))
+    sampler = AugmentedViews(2, 8, observed=quarter, predicted=quarter)
+    top, left, height, width = sampler.draw(10_000, (side, side), generator=seeded()).crop.flatten(0, 1).T
+    assert set(height.tolist()) == set(width.tolist()) == {round(side / 2)}
+    for start in (top, left):
+        counts = torch.bincount(start.long())
+        assert len(counts) == side - round(side / 2) + 1  # from the first edge to the last
+        assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_what_is_drawn_from_a_range_is_uniform_in_it(view: int) -> None:
+    one = Augmentation(crop_area=(0.1, 0.5), crop_ratio=(0.5, 2.0), brightness=0.3, contrast=1.5, saturation=0.8,
+                       hue=0.4, jitter=1.0, blur=1.0, blur_sigma=(0.5, 3.0))  # fmt: skip
+    pair = (one, Augmentation(flip=0.0)) if view == 0 else (Augmentation(flip=0.0), one)
+    p = AugmentedViews(2, 8, observed=pair[0], predicted=pair[1]).draw(4000, (10_000, 10_000), generator=seeded())
+    height, width = p.crop[:, view, 2], p.crop[:, view, 3]
+    drawn = {
+        "area": (height * width / 10_000**2, 0.1, 0.5),
+        "logarithm of the ratio": ((width / height).log(), math.log(0.5), math.log(2.0)),
+        "brightness": (p.jitter[:, view, 0], 0.7, 1.3), "contrast": (p.jitter[:, view, 1], 0.0, 2.5),
+        "saturation": (p.jitter[:, view, 2], 0.2, 1.8), "hue": (p.jitter[:, view, 3], -0.4, 0.4),
+        "sigma": (p.blur[:, view], 0.5, 3.0),
+    }  # fmt: skip
+    for name, (values, low, high) in drawn.items():
+        assert kstest(values.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3, name
+
+
+@given(
+    area=st.tuples(st.floats(1e-9, 1), st.floats(1e-9, 1)).map(sorted),
+    ratio=st.tuples(st.floats(1e-4, 1e4), st.floats(1e-4, 1e4)).map(sorted),
+    sides=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_a_crop_holds_a_pixel_at_least_and_lies_inside(
+    area: list[float], ratio: list[float], sides: tuple[int, int]
+) -> None:
+    some = Augmentation(crop_area=(area[0], area[1]), crop_ratio=(ratio[0], ratio[1]))
+    views, actions, p, *_ = AugmentedViews(2, 4, observed=some, predicted=some)(
+        torch.rand(3, 3, *sides, generator=seeded()), generator=seeded()
+    )
+    top, left, height, width = p.crop.unbind(-1)
+    assert min(top.min(), left.min(), height.min() - 1, width.min() - 1) >= 0
+    assert (top + height).max() <= sides[0]
+    assert (left + width).max() <= sides[1]
+    assert views.isfinite().all()
+    assert actions.isfinite().all()
+
+
+def test_a_crop_smaller_than_a_pixel_is_a_pixel_and_not_the_whole_image() -> None:
+    tiny = Augmentation(crop_area=(1e-6, 1e-6))
+    p = AugmentedViews(2, 8, observed=tiny, predicted=tiny).draw(100, (32, 32), generator=seeded())
+    assert (p.crop[..., 2:] == 1).all()
+
+
+def test_a_crop_as_wide_as_its_image_fits_and_lies_anywhere_along_it() -> None:
+    square = Augmentation(crop_area=(0.5, 0.5), crop_ratio=(1.0, 1.0))
+    sampler = AugmentedViews(2, 8, observed=square, predicted=square)
+    for sides, axis in (((20, 10), 0), ((10, 20), 1)):
+        crop = sampler.draw(200, sides, generator=seeded()).crop.flatten(0, 1)
+        assert (crop[:, 2:] == 10).all()
+        assert set(crop[:, axis].tolist()) == set(range(11))
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1e-4, [0, 29, 10, 1]), (1e4, [4, 0, 1, 60])])
+def test_the_fall_back_is_a_pixel_wide_at_least(ratio: float, expected: list[int]) -> None:
+    strip = Augmentation(crop_area=(1.0, 1.0), crop_ratio=(ratio, ratio))
+    p = AugmentedViews(2, 8, observed=strip, predicted=strip).draw(2, (10, 60), generator=seeded())
+    assert p.crop[0, 0].tolist() == expected
+
+
+def test_the_paper_s_settings_are_the_defaults() -> None:
+    assert AugmentedViews.cifar() == AugmentedViews() == AugmentedViews(4, 32)
+    assert AugmentedViews.tiny_imagenet() == AugmentedViews(4, 64)
+
+
 def test_crops_fall_back_to_the_middle_where_none_fits() -> None:
     settings = Augmentation(crop_area=(1.0, 1.0), crop_ratio=(3 / 4, 4 / 3))
     p = AugmentedViews(2, 8, observed=settings, predicted=settings).draw(4, (10, 60), generator=seeded())
@@ -229,6 +310,35 @@ def test_in_the_frame_of_the_view_the_action_finds_the_next_crop() -> None:
         torch.testing.assert_close(width / across, a[3].exp() * (1 - 2 * a[4]), rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize(("frame", "actions"), [
+    ("view", ("crop", "jitter", "blur")), ("view", ("hue", "crop")), ("view", ("flip",)), ("view", ("blur", "jitter")),
+    ("image", ("crop", "jitter", "blur")), ("image", ("blur", "flip", "crop")), ("image", ("hue",)),
+])  # fmt: skip
+def test_parameters_know_their_elements_of_the_group(frame: Any, actions: tuple[str, ...]) -> None:
+    sampler = AugmentedViews(4, 8, frame=frame, actions=actions)
+    batch = sampler(torch.rand(6, 3, 20, 30, generator=seeded()), generator=seeded())
+    elements = batch.parameters.elements(batch.group)
+    assert torch.equal(batch.group.actions(elements), batch.actions)
+    assert torch.equal(sampler.elements(batch.parameters), elements)
+    assert torch.equal(sampler.elements(batch.parameters._replace(sides=None), (20, 30)), elements)
+    some = AugmentationParameters(*(part[2:4] for part in batch.parameters))
+    part = some.elements(sampler.group)
+    assert part is not None
+    assert torch.equal(part, elements[2:4])
+
+
+def test_elements_that_are_not_known_are_none() -> None:
+    p = AugmentedViews.cifar().draw(2, (20, 30), generator=seeded())
+    unknown = p._replace(sides=None)
+    assert unknown.elements(AugmentedViews.cifar().group) is None
+    assert unknown.elements(AugmentedViews.cifar(actions=("jitter", "blur")).group) is not None
+    assert p.elements(Product({"crop": Crop(), "turn": Rotation2D()})) is None
+    assert p.elements(Product({"crop": Translation(2)})) is None
+    assert p.elements(Hue()) is None  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"needs the sides of the image; give sides=\(H, W\)"):
+        AugmentedViews.cifar().elements(unknown)
+
+
 def test_the_parts_of_an_action_are_those_named_in_their_order() -> None:
     images = torch.rand(4, 3, 32, 32, generator=seeded())
     whole = AugmentedViews.cifar(frame="image", actions=("crop", "flip", "jitter", "blur"))
@@ -286,6 +396,26 @@ def test_neutral_factors_change_nothing() -> None:
     x = torch.rand(4, 3, 5, 5, generator=seeded())
     neutral = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(4, 4)
     assert torch.equal(jitter(x, neutral, torch.arange(4).expand(4, 4)), x)
+
+
+@pytest.mark.parametrize("change", [_by_rows, _at_once], ids=["by rows", "at once"])
+def test_jitter_is_that_of_torchvision_in_every_order(change: Callable[..., Tensor]) -> None:
+    orders = torch.tensor(list(itertools.permutations(range(4)))).repeat(3, 1)
+    images = torch.rand(len(orders), 3, 6, 5, generator=seeded())
+    low, high = torch.tensor([0.0, 0.0, 0.0, -0.5]), torch.tensor([2.0, 2.5, 3.0, 0.5])
+    factors = low + (high - low) * torch.rand(len(orders), 4, generator=seeded(1))
+    factors[24:48] = torch.where(
+        torch.rand(24, 4, generator=seeded(2)) < 0.5, torch.tensor([1.0, 1, 1, 0]), factors[:24]
+    )
+    got = change(images, factors, orders)
+    for image, order, factor, view in zip(images, orders.tolist(), factors, got, strict=True):
+        for operation in order:
+            image = ADJUST[operation](image, factor[operation].item())
+        torch.testing.assert_close(view, image, rtol=0, atol=1e-5, msg=f"{order} {factor}")
+
+
+def test_a_blur_of_no_width_blurs_nothing() -> None:
+    assert torch.equal(blur_matrix(torch.zeros(2), size=9, kernel=5), torch.eye(9).expand(2, 9, 9))
 
 
 @given(size=st.integers(4, 20), sigma=st.floats(0.1, 4), seed=st.integers(0, 2**31))
@@ -346,6 +476,8 @@ def test_bad_settings_are_refused(arguments: dict[str, object], message: str) ->
         ({"hue": 0.6}, "hue is in turns, from 0 to ½, which is all hues; got 0.6"),
         ({"crop_area": (0.5, 1.5)}, r"crop_area is \(lowest, highest\), above 0 and at most 1; got \(0.5, 1.5\)"),
         ({"crop_ratio": (2.0, 1.0)}, r"crop_ratio is \(lowest, highest\), .*; got \(2.0, 1.0\)"),
+        ({"crop_ratio": (1.0, math.inf)}, r"crop_ratio is .* above 0 and finite; got \(1.0, inf\)"),
+        ({"blur_sigma": (1.0, math.inf)}, r"blur_sigma is .* above 0 and finite; got \(1.0, inf\)"),
         ({"blur_sigma": (0.0, 1.0)}, r"blur_sigma is \(lowest, highest\), .*; got \(0.0, 1.0\)"),
     ],
 )
@@ -379,5 +511,10 @@ def test_a_crop_larger_than_its_image_is_refused() -> None:
     p = sampler.draw(2, (64, 64), generator=seeded())
     with pytest.raises(ValueError, match=r"Crops must lie inside their images.* for 2 images of 32 × 32 pixels"):
         sampler.render(torch.rand(2, 3, 32, 32), p)
+    for side in (2, 3):
+        flat = sampler.draw(2, (64, 64), generator=seeded())
+        flat.crop[1, 0, side] = 0.0
+        with pytest.raises(ValueError, match="Crops must lie inside"):
+            sampler.render(torch.rand(2, 3, 64, 64), flat)
     with pytest.raises(ValueError, match="got 2 rows for 3 images"):
         sampler.render(torch.rand(3, 3, 64, 64), p)

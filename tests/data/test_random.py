@@ -57,6 +57,7 @@ def test_numbers_are_uniform() -> None:
     numbers = uniform((20_000,), -2.0, 3.0, generator=seeded())
     assert numbers.dtype == torch.float32
     assert kstest(numbers.numpy(), "uniform", args=(-2, 5)).pvalue > 1e-3
+    assert kstest(uniform((20_000,), generator=seeded()).numpy(), "uniform").pvalue > 1e-3  # in [0, 1), unless told
 
 
 def test_a_generator_is_all_that_is_drawn_from() -> None:

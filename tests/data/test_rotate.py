@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
@@ -44,6 +45,15 @@ def test_angles_and_shifts_and_scales_are_those_of_torchvision() -> None:
                 images[b], -math.degrees(angle), [24 * right, 24 * down], scale, [0, 0], InterpolationMode.BILINEAR
             )
             torch.testing.assert_close(views[b, v], expected, rtol=0, atol=1e-4)
+
+
+def test_angles_and_shifts_are_uniform_and_magnifications_in_their_logarithm() -> None:
+    angle, down, right, scale = RotatedViews(2, 50, 0.3, (0.25, 3.0)).draw(3000, generator=seeded()).flatten(0, 1).T
+    limit = math.radians(50)
+    for values, low, high in (
+        (angle, -limit, limit), (down, -0.3, 0.3), (right, -0.3, 0.3), (scale.log(), math.log(0.25), math.log(3.0)),
+    ):  # fmt: skip
+        assert kstest(values.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3
 
 
 def test_a_shift_moves_the_picture_down_and_right_in_the_view() -> None:
@@ -147,6 +157,33 @@ def test_a_view_smaller_than_its_image_skips_no_pixel() -> None:
     board = (torch.arange(96)[:, None] + torch.arange(96)) % 2
     views = RotatedViews(size=32)(board.float().expand(2, 1, 96, 96), generator=seeded()).views
     assert views[..., 8:24, 8:24].std() < 0.02  # grey: without antialiasing it is as contrasted as the board
+
+
+@pytest.mark.parametrize("low", [0.5, 1.0])
+def test_a_view_of_the_smallest_magnification_skips_no_pixel(low: float) -> None:
+    board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2).float().expand(1, 1, 96, 96)
+    sampler = RotatedViews(size=round(32 / low), scale=(low, 2.0), border="zero")
+    view = sampler.render(board, torch.tensor([[[0.3, low]]]))[0, 0, 0]
+    middle = len(view) // 2
+    assert view[middle - 6 : middle + 6, middle - 6 : middle + 6].std() < 0.02
+    assert RotatedViews(size=1, scale=(0.3, 1.0), border="zero")(board).views.isfinite().all()
+
+
+def test_inside_the_disc_an_image_that_is_not_turned_is_seen_as_it_is() -> None:
+    images = torch.rand(2, 3, 33, 33, generator=seeded())
+    view = RotatedViews(border="disc").render(images, torch.zeros(2, 1, 1))[:, 0]
+    place = torch.arange(33.0) - 16
+    radius = (place[:, None].square() + place.square()).sqrt()
+    torch.testing.assert_close(view[..., radius < 15.5], images[..., radius < 15.5], rtol=0, atol=1e-5)
+    edge = (16.5 - radius).clamp(0, 1)  # half-way over a pixel
+    torch.testing.assert_close(view, 0.5 + edge * (images - 0.5), rtol=0, atol=1e-5)
+
+
+def test_inside_a_view_is_the_middle_of_the_image_enlarged() -> None:
+    ramp = (torch.arange(32.0) + 0.5).div(32).expand(1, 1, 32, 32)
+    view = RotatedViews(border="inside").render(ramp, torch.zeros(1, 1, 1))[0, 0, 0]
+    expected = 0.5 + ((torch.arange(32.0) + 0.5) / 32 - 0.5) / math.sqrt(2)
+    torch.testing.assert_close(view, expected.expand(32, 32), rtol=0, atol=1e-5)
 
 
 def test_the_group_names_its_parts() -> None:

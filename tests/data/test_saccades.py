@@ -158,6 +158,15 @@ def test_the_first_fixation_follows_the_saliency() -> None:
     assert chisquare(counts, 20_000 * (maps.double() / maps.double().sum()).flatten()).pvalue > 1e-3
 
 
+def test_while_anything_salient_is_left_the_gaze_falls_nowhere_else() -> None:
+    images = torch.zeros(1, 1, 200, 200).expand(200, -1, -1, -1)
+    saliency = torch.zeros(200, 200, 200)
+    saliency[:, 60:80, 90] = torch.logspace(-6, 0, 20)  # 20 pixels of 40,000, some a millionth of the peak
+    sampler = SaccadeViews(num_views=20, fovea=1, inhibition=None)
+    row, column = sampler.fixate(images, saliency=saliency, generator=seeded()).flatten(0, 1).T
+    assert ((row >= 60) & (row < 80) & (column == 90)).all()
+
+
 @pytest.mark.parametrize("with_saliency", [True, False])
 @pytest.mark.parametrize(("shape", "radius"), [("square", None), ("square", 9.0), ("round", None), ("round", 20.5)])
 def test_no_two_fixations_are_neighbours_while_there_is_room(
@@ -402,6 +411,12 @@ def test_scales_as_views_are_steps_of_their_own() -> None:
     torch.testing.assert_close(batch.group.apply(batch.parameters[:, :-1], batch.actions), batch.parameters[:, 1:])
 
 
+def test_scales_are_as_precise_as_positions() -> None:
+    sampler = SaccadeViews(num_views=2, fovea=5, scales=(1, 1.4), scales_as="views")
+    batch = sampler.at(torch.rand(1, 1, 20, 20), torch.full((1, 2, 2), 0.5, dtype=torch.float64))
+    assert batch.parameters[0, :, 2].tolist() == [1, 1.4, 1, 1.4]
+
+
 def test_a_crop_may_be_wider_than_its_image() -> None:
     images = torch.rand(1, 1, 7, 5)
     patches = cut_patches(images, torch.tensor([[[-9, -10]]]), 24, mirror=True)
@@ -594,6 +609,7 @@ def test_images_that_cannot_be_seen_are_refused() -> None:
     holed = torch.rand(1, 3, 24, 24)
     holed[0, 0, 0, 0] = math.nan
     for images, error, message in (
+        (torch.rand(1, 3, 12, 24), ValueError, r"a fovea of 16 pixels and images of \(12, 24\)"),
         (torch.rand(1, 3, 24, 12), ValueError, r"a fovea of 16 pixels and images of \(24, 12\)"),
         (holed, ValueError, "Images must be finite; 1 of 1 hold NaN"),
         (torch.rand(3, 24, 24), ValueError, r"images must have the axes \(B, C, H, W\)"),

@@ -75,3 +75,11 @@ def test_bad_inputs_are_refused() -> None:
         show(sequence, rows=0)
     with pytest.raises(ValueError, match=r"views must have the axes \(B, T\+1, C, H, W\); got shape \(2, 3, 8, 8\)"):
         show(ViewSequence(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 2)))
+
+
+def test_pictures_of_what_lies_on_the_cpu_are_drawn_under_another_default_device() -> None:
+    sequence, images = saccades()
+    saliency = images.mean(dim=1)
+    expected = captions(show(sequence, images=images, saliency=saliency))
+    with torch.device("meta"):
+        assert captions(show(sequence, images=images, saliency=saliency)) == expected

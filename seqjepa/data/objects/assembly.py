@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqjepa.data._random import constant
 from seqjepa.data.objects.primitives import BOX, CYLINDER, ELLIPSOID, EMPTY
 
 __all__ = ["Assembly", "Numbers", "Solids", "instance_numbers"]
@@ -55,8 +56,8 @@ def instance_numbers(identity: Int[Tensor, "N"], seed: int, count: int) -> Float
     are kept.
     """
     low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    key = _mix(_mix(torch.tensor(low)) ^ high)
-    keys = _mix(key ^ _mix(torch.arange(1, count + 1) * 0x9E3779B9))
+    key = _mix(_mix(torch.tensor(low, device="cpu")) ^ high)
+    keys = _mix(key ^ _mix(torch.arange(1, count + 1, device="cpu") * 0x9E3779B9))
     words = _mix(_mix(identity.cpu()[:, None] ^ keys) + keys.flip(0))
     return (words >> 8).to(torch.float32) / 2**24
 
@@ -100,7 +101,7 @@ class Assembly:
 
     Args:
         count: N.
-        tones: name → (N,) albedo.
+        tones: name → (N,) albedo, on the CPU.
     """
 
     def __init__(self, count: int, tones: dict[str, Tensor]) -> None:
@@ -112,14 +113,14 @@ class Assembly:
         where: Tensor | bool = True,
     ) -> None:  # fmt: skip
         """A box of these half sides."""
-        self._add(torch.tensor(BOX), at, half, "z", turn, 1.0, tone, where)
+        self._add(BOX, at, half, "z", turn, 1.0, tone, where)
 
     def ellipsoid(
         self, at: Sequence[Value], half: Sequence[Value], *, turn: Turn | None = None, tone: str = "main",
         where: Tensor | bool = True,
     ) -> None:  # fmt: skip
         """An ellipsoid of these half axes."""
-        self._add(torch.tensor(ELLIPSOID), at, half, "z", turn, 1.0, tone, where)
+        self._add(ELLIPSOID, at, half, "z", turn, 1.0, tone, where)
 
     def cylinder(
         self, at: Sequence[Value], radius: Value, half: Value, *, axis: str = "z", taper: Value = 1.0,
@@ -129,13 +130,14 @@ class Assembly:
 
         Where `square`, a box of the same half sides instead.
         """
-        kind = torch.where(torch.as_tensor(square), BOX, CYLINDER)
-        self._add(kind, at, (radius, radius, half), axis, turn, taper, tone, where)
+        self._add(
+            torch.where(self._flags(square), BOX, CYLINDER), at, (radius, radius, half), axis, turn, taper, tone, where
+        )
 
     def solids(self) -> Solids:
         """The objects, centred in the box that holds their parts' corners, the farthest corner at distance 1."""
         kind, centre, frame, taper, albedo = (torch.stack(field, dim=1) for field in zip(*self.parts, strict=True))
-        signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
+        signs = torch.cartesian_prod(*[constant([-1.0, 1.0], "cpu")] * 3)
         corners = centre[:, :, None] + torch.einsum("npij,sj->npsi", frame, signs)
         absent = (kind == EMPTY)[:, :, None, None]
         low = corners.masked_fill(absent, torch.inf).amin(dim=(1, 2))
@@ -146,24 +148,26 @@ class Assembly:
         return Solids(kind, (centre - middle) * scale, frame * scale[..., None], taper, albedo)
 
     def _full(self, value: Value) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32).expand(self.count)
+        return torch.as_tensor(value, dtype=torch.float32, device="cpu").expand(self.count)
+
+    def _flags(self, value: Tensor | bool) -> Tensor:
+        return torch.as_tensor(value, device="cpu").expand(self.count)
 
     def _add(
-        self, kind: Tensor, at: Sequence[Value], half: Sequence[Value], axis: str, turn: Turn | None, taper: Value,
-        tone: str, where: Tensor | bool,
+        self, kind: Tensor | int, at: Sequence[Value], half: Sequence[Value], axis: str, turn: Turn | None,
+        taper: Value, tone: str, where: Tensor | bool,
     ) -> None:  # fmt: skip
-        frame = torch.zeros(self.count, 3, 3)
+        frame = torch.zeros(self.count, 3, 3, dtype=torch.float32, device="cpu")
         for own, of_object in enumerate(AXES[axis]):
             frame[:, of_object, own] = self._full(half[own])
         if turn is not None:
             x, y, z = AXES[turn[0]]
             cos, sin = self._full(turn[1]).cos(), self._full(turn[1]).sin()
-            rotation = torch.zeros(self.count, 3, 3)
+            rotation = torch.zeros_like(frame)
             rotation[:, z, z] = 1
             rotation[:, x, x], rotation[:, x, y] = cos, -sin
             rotation[:, y, x], rotation[:, y, y] = sin, cos
             frame = rotation @ frame
-        present = torch.as_tensor(where).expand(self.count)
-        kind = torch.where(present, kind, EMPTY).expand(self.count)
+        kind = torch.where(self._flags(where), kind, EMPTY)
         centre = torch.stack([self._full(number) for number in at], dim=-1)
         self.parts.append((kind, centre, frame, self._full(taper), self.tones[tone]))

@@ -128,7 +128,8 @@ def cast(
             entry = enter_cylinder(origins, directions, taper[of])
         depths.append(entry.flatten(0, 1).T)
     place = torch.cat(by_kind).argsort()  # where a row's depths are now
-    return _nearest((view * grid.tiles + down) * grid.tiles + right, part, place, torch.cat(depths))
+    tile = (view * grid.tiles + down) * grid.tiles + right
+    return _nearest(tile, part, place, torch.cat(depths), parts.kind.shape[1])
 
 
 def _directions(
@@ -139,7 +140,7 @@ def _directions(
     Linear in u and v, so that each number costs one sum, of its row's part and its column's.
     """
     along, across, ahead = slopes.permute(2, 1, 0).contiguous().unbind(0)  # (3, N) each, of u, v and 1
-    offsets = torch.arange(TILE, device=slopes.device)[:, None] * step
+    offsets = torch.arange(TILE, dtype=slopes.dtype, device=slopes.device)[:, None] * step
     columns = along[:, None] * (u + offsets)
     rows = across[:, None] * (v + offsets) + ahead[:, None]
     return rows[:, :, None] + columns[:, None]
@@ -169,12 +170,12 @@ def _touched_tiles(
 
 
 def _nearest(
-    tile: Int[Tensor, "N"], part: Int[Tensor, "N"], place: Int[Tensor, "N"], depth: Float[Tensor, "N rays"]
+    tile: Int[Tensor, "N"], part: Int[Tensor, "N"], place: Int[Tensor, "N"], depth: Float[Tensor, "N rays"], most: int
 ) -> Hits:
     """Of the rows of each tile, the nearest ray by ray; row n has the depths `depth[place[n]]`.
 
-    `tile` is sorted. Tiles are taken in the order of how many rows they have, so that those with an r-th row are the
-    first ones, and a slice updates them.
+    `tile` is sorted, and has at most `most` rows. Tiles are taken in the order of how many rows they have, so that
+    those with an r-th row are the first ones, and a slice updates them.
     """
     tile, count = torch.unique_consecutive(tile, return_counts=True)
     first = count.cumsum(0) - count
@@ -182,8 +183,11 @@ def _nearest(
     tile, first = tile[order], first[order]
     nearest = depth.index_select(0, place[first])
     owner = part[first][:, None].expand(-1, depth.shape[1]).contiguous()
-    for rank in range(1, int(count[0]) if len(count) else 0):
-        row = first[: int((count > rank).sum())] + rank
+    ranks = torch.arange(1, most, device=count.device)[:, None]
+    for rank, tiles in enumerate((count > ranks).sum(dim=1).tolist(), start=1):  # read together: each read is a wait
+        if not tiles:
+            break
+        row = first[:tiles] + rank
         there, before = depth.index_select(0, place[row]), nearest[: len(row)]
         closer = there < before
         torch.where(closer, part[row][:, None], owner[: len(row)], out=owner[: len(row)])

@@ -13,7 +13,7 @@ from torch import Tensor
 from seqjepa._checks import check_tensor
 from seqjepa.data._images import check_num_views
 from seqjepa.data._parameters import ObjectParameters
-from seqjepa.data._random import uniform
+from seqjepa.data._random import sent, uniform
 from seqjepa.data.objects.render import Camera, Light, lay_over_floor, render_solids
 from seqjepa.data.objects.shapes import CLASSES, build
 from seqjepa.groups import Group, Hue, Product, Rotation3D
@@ -39,7 +39,7 @@ def _ood(angles: Tensor) -> Tensor:
     Not all three, as 3DIEBench-OOD is described: (a, b, c) is the same rotation as (a + π, π − b, c + π), so that with
     every angle outside, the rotations are just those of the box again.
     """
-    away = math.pi / 2 * torch.where(angles < 0, -1, 1)
+    away = torch.full_like(angles, math.pi / 2).copysign(angles)
     away[..., 1] = 0
     return Rotation3D.from_euler(angles + away)
 
@@ -132,7 +132,7 @@ class RenderedObjects:
         self.group = ACTIONS[actions[0]] if len(actions) == 1 else Product({name: ACTIONS[name] for name in actions})
         self.class_names = tuple(CLASSES)
         self.camera = (Camera.facing() if camera is None else camera).check().to(self.device)
-        instance = torch.arange(num_instances)
+        instance = torch.arange(num_instances, device="cpu")
         labels = instance % len(CLASSES)
         # Train and validation take every other identity, and different identities are different objects.
         self.solids = build(2 * instance + SPLITS.index(split), labels, seed).to(self.device)
@@ -166,7 +166,8 @@ class RenderedObjects:
         check_num_views(num_views)
         parameters = self.draw(instance, num_views=num_views, generator=generator)
         actions = self.group.actions(self.elements(parameters))
-        return ViewSequence(self.render(parameters), actions, parameters, self.labels[parameters.instance], self.group)
+        views = self._render(parameters)
+        return ViewSequence(views, actions, parameters, self.labels[parameters.instance], self.group)
 
     def draw(
         self, instance: Int[Tensor, "B"], *, num_views: int, generator: torch.Generator | None = None
@@ -233,22 +234,28 @@ class RenderedObjects:
                 f"Rendering is not differentiable; {', '.join(traced)} requires gradients. Render under "
                 "torch.no_grad()."
             )
-        of = instance[:, None].expand(shape).flatten()
-        rotation = Rotation3D.to_matrix(parameters.rotation.to(self.device, torch.float32)).flatten(0, 1)
-        floor_hue, light_hue, theta, phi = (field.to(self.device, torch.float32).flatten() for field in parameters[1:5])
+        theta = parameters.light_theta
         if not bool(((theta >= 0) & (theta <= MAX_THETA)).all()):
             raise ValueError(
                 f"light_theta, the lamp's angle from the vertical, must be in [0, {MAX_THETA}] radians; "
                 f"got {theta.min().item():.3g} to {theta.max().item():.3g}."
             )
-        if not bool(torch.stack([floor_hue, light_hue, phi]).isfinite().all()):
+        if not all(bool(field.isfinite().all()) for field in (*parameters[1:3], parameters.light_phi)):
             raise ValueError("floor_hue, light_hue and light_phi must be finite; got NaN or infinity.")
+        return self._render(parameters._replace(instance=instance))
+
+    def _render(self, parameters: ObjectParameters) -> Tensor:
+        """A part of the views at a time."""
+        shape = parameters.light_theta.shape
+        of = parameters.instance[:, None].expand(shape).flatten()
+        rotation = Rotation3D.to_matrix(sent(parameters.rotation.float(), self.device)).flatten(0, 1)
+        floor_hue, light_hue, theta, phi = (sent(field.float(), self.device).flatten() for field in parameters[1:5])
         lights = Light.above(theta, phi, light_hue)
         rays = (self.size * self.samples) ** 2
         chunk = max(1, RAYS_AT_A_TIME.get(self.device.type, RAYS_AT_A_TIME["cuda"]) // rays)
         if self.device.type == "cpu":
             chunk = min(chunk, 128)
-        views = torch.empty((len(of), 3, self.size, self.size), device=self.device)
+        views = torch.empty((len(of), 3, self.size, self.size), dtype=torch.float32, device=self.device)
         for start in range(0, len(of), chunk):
             rows = slice(start, start + chunk)
             light = Light(lights.position[rows], lights.hue[rows])
@@ -264,13 +271,13 @@ class RenderedObjects:
                 "instance must be a (B,) tensor of whole numbers; "
                 f"got {instance.dtype} of shape {tuple(instance.shape)}."
             )
-        instance = instance.to(self.device, torch.int64)
+        instance = instance.to(torch.int64)  # read where they lie: mostly on the CPU, where nothing is waited for
         if len(instance) and not bool(((instance >= 0) & (instance < len(self))).all()):
             raise ValueError(
                 f"Instances are numbered from 0 to {len(self) - 1}; "
                 f"got {int(instance.min())} to {int(instance.max())}. Make the collection with a larger num_instances."
             )
-        return instance
+        return sent(instance, self.device)
 
 
 def _check_one_of(name: str, value: object, known: Sequence[object] | dict[str, Draw] | dict[str, Group]) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqjepa.data._random import constant
 from seqjepa.data.objects.assembly import Solids
 from seqjepa.data.objects.cast import TILE, Grid, Hits, Parts, cast
 from seqjepa.data.objects.primitives import outward
@@ -60,7 +61,7 @@ class Camera(NamedTuple):
             tensor([-0., -4.,  0.])
         """
         cos, sin = math.cos(elevation), math.sin(elevation)
-        axes = torch.tensor([[1, 0, 0], [0, -sin, -cos], [0, cos, -sin]], dtype=torch.float32)
+        axes = constant([[1, 0, 0], [0, -sin, -cos], [0, cos, -sin]], "cpu")
         return Camera(-distance * axes[2], axes, 1 / (distance**2 - 1) ** 0.5 / fill)
 
     def check(self) -> Camera:
@@ -71,7 +72,8 @@ class Camera(NamedTuple):
                 f"A camera is outside the unit ball, above the floor at z = {FLOOR:g}, with an angle of view above 0; "
                 f"got position {position.tolist()} and half_width {self.half_width}."
             )
-        if not torch.allclose(axes @ axes.T, torch.eye(3), atol=1e-4) or torch.linalg.det(axes) < 0:
+        identity = torch.eye(3, dtype=axes.dtype, device="cpu")
+        if not torch.allclose(axes @ axes.T, identity, atol=1e-4) or torch.linalg.det(axes) < 0:
             raise ValueError(
                 "A camera's axes are the unit rows right, down and forward, at right angles and right-handed; "
                 f"got {axes.tolist()}."
@@ -138,7 +140,7 @@ def render_solids(
     """
     parts = _in_camera(solids, rotation, camera)
     lamp = _turned(camera, light.position - camera.position)
-    same = torch.eye(3, device=lamp.device).expand(len(lamp), 3, 3)
+    same = torch.eye(3, dtype=lamp.dtype, device=lamp.device).expand(len(lamp), 3, 3)
     grid = Grid(size, samples, camera.half_width)
     hits = cast(parts, torch.zeros_like(lamp), same, same, grid)
     paint = _lay_out(_shade(parts, hits, light, lamp, grid), hits.tile, len(lamp), grid)
@@ -186,7 +188,7 @@ def hue_to_rgb(hue: Float[Tensor, "*V"], saturation: float) -> Float[Tensor, "*V
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
     """
-    shifted = (hue[..., None] * 6 + torch.tensor([0.0, 4.0, 2.0], device=hue.device)) % 6
+    shifted = (hue[..., None] * 6 + constant([0.0, 4.0, 2.0], hue.device)) % 6
     return 1 - saturation * (1 - ((shifted - 3).abs() - 1).clamp(0, 1))
 
 

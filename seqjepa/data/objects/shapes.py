@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqjepa.data._random import constant
 from seqjepa.data.objects.assembly import Assembly, Numbers, Solids, instance_numbers
 from seqjepa.data.objects.primitives import EMPTY
 
@@ -57,6 +58,11 @@ def _fill(field: Tensor, parts: int) -> Tensor:
     return torch.cat([field, field.new_full(missing, 0 if field.is_floating_point() else EMPTY)], dim=1)
 
 
+def either(condition: Tensor, yes: float, no: float) -> Float[Tensor, "N"]:
+    """One number or the other for each instance."""
+    return torch.where(condition, constant(yes, "cpu"), constant(no, "cpu"))
+
+
 def airplane(a: Assembly, n: Numbers) -> None:
     """Fuselage, swept wings, tail, sometimes engines."""
     body, span, chord, sweep = n.between(0.1, 0.16), n.between(0.6, 1.0), n.between(0.12, 0.2), n.between(0.0, 0.6)
@@ -97,7 +103,7 @@ def bookcase(a: Assembly, n: Numbers) -> None:
     a.box((0, depth, 0), (width, 0.02, 1), tone="trim", where=~open_back)
     four = n.chance(0.5)
     for shelf in range(5):
-        z = torch.where(four, torch.tensor(-1 + 2 * shelf / 4), torch.tensor(-1 + 2 * min(shelf, 3) / 3)) * 0.97
+        z = either(four, -1 + 2 * shelf / 4, -1 + 2 * min(shelf, 3) / 3) * 0.97
         a.box((0, 0, z), (width, depth, 0.03), where=four | (shelf < 4))
         if shelf < 3:
             length, tall = n.between(0.2, 0.8) * width, n.between(0.12, 0.2)
@@ -164,7 +170,7 @@ def dog(a: Assembly, n: Numbers) -> None:
     y, z = -long - neck * 0.35, body + neck + 0.06
     a.ellipsoid((0, y, z), (head, head * 1.15, head))
     a.cylinder((0, y - head - snout * 0.4, z - head * 0.25), head * 0.62, snout * 0.75, axis="y", tone="trim")
-    outward, upward = head * torch.where(floppy, 1.0, 0.65), torch.where(floppy, 0.0, ear + head * 0.7)
+    outward, upward = head * either(floppy, 1.0, 0.65), torch.where(floppy, 0.0, ear + head * 0.7)
     for side in SIDES:
         a.ellipsoid((side * outward, y + 0.05, z + upward), (0.05, 0.07, ear + 0.04), tone="dark")
         for end in SIDES:
@@ -311,7 +317,7 @@ def table(a: Assembly, n: Numbers) -> None:
     depth = torch.where(round_top, width, depth)
     a.box((0, 0, 2 * high), (width, depth, thick), where=~round_top)
     a.cylinder((0, 0, 2 * high), width, thick, where=round_top)
-    reach = torch.where(round_top, 0.66, 1.0) * (1 - inset)
+    reach = either(round_top, 0.66, 1.0) * (1 - inset)
     across, along = width * reach - leg, depth * reach - leg
     for x in SIDES:
         for y in SIDES:
