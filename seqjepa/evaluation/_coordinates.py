@@ -89,7 +89,7 @@ def are_elements(group: Group, elements: Float[Tensor, "N V A"], actions: Float[
         size = group.distance(actions, group.identity(dtype=actions.dtype, device=actions.device)).mean()
     except ValueError:  # no quaternions of length 1, no windows
         return False
-    return bool(off <= 0.05 * size + 1e-3 * elements.abs().amax())
+    return actions.shape[1] == 0 or bool(off <= 0.05 * size + 1e-3 * elements.abs().amax())
 
 
 def canonical(group: Group, elements: Float[Tensor, "*N A"]) -> Float[Tensor, "*N A"]:

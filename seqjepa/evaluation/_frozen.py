@@ -15,6 +15,7 @@ from seqjepa._checks import unwrap
 
 __all__ = ["ROWS", "call", "evaluating", "modules_of", "to_weights", "unwrapped", "widened"]
 
+PARTS = {"encode": "encoder", "embed": "embedder", "aggregate": "aggregator", "predict": "predictor"}
 ROWS = 4096  # sources or rows at a time where a batch size is not given
 
 
@@ -77,12 +78,16 @@ def _is_filled(cell: Any) -> bool:
         return False
 
 
-def to_weights(model: Any, *inputs: Tensor) -> list[Tensor]:
-    """Floating-point inputs in the dtype of the model's weights.
+def to_weights(model: Any, part: str, *inputs: Tensor) -> list[Tensor]:
+    """Floating-point inputs in the dtype of the weights behind `model.encode`, `.embed`, `.aggregate` or `.predict`.
 
-    As they are where there are no weights, or weights of several dtypes: such a model converts by itself.
+    As they are where there are no weights, or weights of several dtypes: such a part converts by itself. One part need
+    not have the dtype of another: an averaged target stays in float32, and a backbone in half precision carries heads
+    in float32.
     """
-    weights = (p for module in modules_of(model) for p in module.parameters())
+    owner = getattr(model, PARTS[part], None)
+    owners = [owner] if isinstance(owner, nn.Module) else modules_of(model)
+    weights = (p for module in owners for p in module.parameters())
     dtypes = {p.dtype for p in weights if p.is_floating_point()}
     if len(dtypes) != 1:
         return list(inputs)
@@ -101,4 +106,4 @@ def call(model: Any, part: str, *inputs: Tensor) -> Tensor:
     function = getattr(model, part)
     with evaluating(model, function):
         chunks = zip(*(x.split(ROWS) for x in inputs), strict=True)
-        return torch.cat([widened(function(*to_weights(model, *chunk))) for chunk in chunks])
+        return torch.cat([widened(function(*to_weights(model, part, *chunk))) for chunk in chunks])

@@ -246,8 +246,9 @@ def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None) 
         )
     weight = next((p for module in modules_of(model) for p in module.parameters()), None)
     device = batch.views.device if weight is None else weight.device
-    views, actions = to_weights(model, batch.views.to(device), batch.actions.to(device))
     whole = hasattr(model, "encode")
+    (views,) = to_weights(model, "encode", batch.views.to(device))
+    (actions,) = to_weights(model, "embed", batch.actions.to(device))
     with torch.autocast(
         device.type, autocast or torch.bfloat16, enabled=autocast is not None and device.type == "cuda"
     ):

@@ -240,8 +240,8 @@ def _check_lengths(train: int | None, test: int | None, num_views: Sequence[int]
         raise ValueError(f"Training and test sequences must be equally long; got {train} and {test} views.")
     for m in num_views or ():
         if m < 1 or (test is not None and m > test):
-            there = "" if test is None else f" to the {test} views that there are"
-            raise ValueError(f"num_views (M_val) must be from 1{there}; got {m}.")
+            rule = "at least 1" if test is None else f"from 1 to the {test} views that there are"
+            raise ValueError(f"num_views (M_val) must be {rule}; got {m}.")
 
 
 def _bar(progress: bool) -> Callable[[str], None]:
