@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.evaluation._statistics import Standardizer
 from seqjepa.groups import Crop, Group, Hue, Product, Rotation2D, Rotation3D
 
 __all__ = [
     "are_elements", "canonical", "coordinate_names", "coordinates", "leading_parts", "rotation_columns",
-    "unit_rotations", "varying",
+    "steady_coordinates", "unit_rotations",
 ]  # fmt: skip
 
 
@@ -56,10 +55,10 @@ def coordinate_names(group: Group) -> tuple[str, ...]:
     return tuple(numbers)
 
 
-def varying(group: Group, action: Float[Tensor, "N A"]) -> Bool[Tensor, "K"]:
-    """Which of `coordinates` change by more than rounding."""
+def steady_coordinates(group: Group, action: Float[Tensor, "N A"]) -> Float[Tensor, "N K"]:
+    """`coordinates`, without the rounding of those that never vary: a regression must not take it for a target."""
     y = coordinates(group, action)
-    return (Standardizer(y).scale > 0) & (y.std(dim=0, correction=0) > _rounding(group).to(y))
+    return torch.where(y.std(dim=0, correction=0) > _rounding(group).to(y), y, y.mean(dim=0))
 
 
 def _rounding(group: Group) -> Float[Tensor, "K"]:

@@ -13,13 +13,13 @@ from seqjepa.evaluation._coordinates import (
     coordinates,
     leading_parts,
     rotation_columns,
-    varying,
+    steady_coordinates,
 )
 from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.regression import Regression, regression_r2, rotation_error
 from seqjepa.groups import Group
 
-__all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "output_names", "regress"]
+__all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress"]
 
 HIDDEN = (256, 256)
 
@@ -28,16 +28,28 @@ HIDDEN = (256, 256)
 class TransformationFit(Regression):
     """A [`Regression`][seqjepa.evaluation.Regression] of an action or of parameters, whose outputs have names.
 
-    A part of the action that never varies, in training or in the test, has no R². It is left out of every number here
-    but `predictions`, which hold its mean in training.
-
     Attributes:
         outputs: what each number of `per_output` is of, such as "rotation x" or "hue cos".
-        left_out: the outputs that never vary.
+
+    Examples:
+        >>> import torch
+        >>> from seqjepa import ViewSequence
+        >>> from seqjepa.evaluation import extract, transformation_r2
+        >>> from seqjepa.groups import Hue, Product, Translation
+        >>> t = torch.rand(100, 3, 2) * torch.tensor([1.0, 0.0])                      # the hue never changes
+        >>> group = Product({"shift": Translation(1), "hue": Hue()})
+        >>> features = extract(lambda views: views, ViewSequence(t, group.actions(t), t, group=group))
+        >>> fit = transformation_r2(features, features, hidden=()).relative
+        >>> fit.outputs, fit.left_out
+        (('shift', 'hue cos', 'hue sin'), ('hue cos', 'hue sin'))
     """
 
     outputs: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The outputs that never vary, in training or in the test, by name: no R² is of them."""
+        return tuple(self.outputs[i] for i in self.constant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,33 +69,15 @@ def group_of(features: Features) -> Group:
     return features.group
 
 
-def output_names(group: Group) -> tuple[str, ...]:
-    """What each output of a regression on the group's actions is of."""
-    return tuple(name or "action" for name in coordinate_names(group))
-
-
 def regress(group: Group, rows: Sequence[Rows], hidden: Sequence[int], seed: int) -> TransformationFit:
-    """Regress the coordinates of actions, those that vary, from rows to fit to and rows to score."""
+    """Regress the coordinates of actions, from rows to fit to and rows to score."""
     fit, score = rows
-    targets, actual = coordinates(group, fit.action), coordinates(group, score.action)
-    varies, names = varying(group, fit.action) & varying(group, score.action), output_names(group)
-    if not bool(varies.any()):
-        raise ValueError(
-            f"R² compares with the spread of the targets, and {', '.join(names)} never vary in training or in the "
-            "test. Draw sequences whose actions differ."
-        )
+    targets, actual = (steady_coordinates(group, part.action) for part in rows)
     regression = regression_r2(
-        fit.x, targets[:, varies], score.x, actual[:, varies],
+        fit.x, targets, score.x, actual,
         hidden=hidden, train_sources=fit.source, test_sources=score.source, seed=seed,
     )  # fmt: skip
-    predictions = targets.mean(dim=0).expand_as(actual).to(regression.predictions.dtype, copy=True)
-    predictions[:, varies] = regression.predictions
-    kept = varies.tolist()
-    return TransformationFit(
-        **{**vars(regression), "predictions": predictions},
-        outputs=tuple(name for name, is_kept in zip(names, kept, strict=True) if is_kept),
-        left_out=tuple(name for name, is_kept in zip(names, kept, strict=True) if not is_kept),
-    )
+    return TransformationFit(**vars(regression), outputs=tuple(name or "action" for name in coordinate_names(group)))
 
 
 def degrees_of(group: Group, regression: Regression, score: Rows) -> tuple[float | None, float | None]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqjepa.evaluation._coordinates import coordinates
-from seqjepa.evaluation._fits import HIDDEN, Rows, group_of, output_names, regress
+from seqjepa.evaluation._fits import HIDDEN, Rows, group_of, regress
 from seqjepa.evaluation._frozen import call
 from seqjepa.evaluation._others import distance_to_others, of_other_sources
 from seqjepa.evaluation.features import Features, aggregate_states
@@ -134,7 +134,7 @@ def _path_r2(
     path, sources = test.relative(0, test.num_views - 1), test.source_numbers
     score = Rows(torch.cat(list(inputs.values())), path.repeat(repeats, 1), sources.repeat(repeats))
     regression = regress(group, (train, score), hidden, seed)
-    kept = [i for i, name in enumerate(output_names(group)) if name in regression.outputs]
+    kept = [i for i in range(len(regression.outputs)) if i not in regression.constant]
     actual = coordinates(group, path)[:, kept]
     squared = (regression.predictions[:, kept].unflatten(0, (repeats, len(path))) - actual).square().sum(dim=1)
     r2 = 1 - squared / (actual - actual.mean(dim=0)).square().sum(dim=0)

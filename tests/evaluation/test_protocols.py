@@ -390,7 +390,7 @@ def test_pairs_are_of_two_views_of_a_source_and_drawn_from_all(monkeypatch: pyte
     assert (x[:, 1] != x[:, 3]).all()
     assert torch.equal(sources, x[:, 0].long())
     assert torch.equal(sources.bincount(), torch.full((30,), 3))  # as many of each
-    assert torch.equal(y.squeeze(1), x[:, 3] - x[:, 1])  # the source's part of the action never varies
+    assert torch.equal(y, x[:, 2:] - x[:, :2])
     pairs = {(int(a), int(b)) for a, b in x[:, [1, 3]]}
     assert len(pairs) == 12
     assert torch.equal(single, parameters)
