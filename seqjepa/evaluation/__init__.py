@@ -1,16 +1,7 @@
 """Measures of a frozen representation: probes, retrieval, transformations, a scorecard, and a monitor for training."""
 
-from seqjepa.evaluation.behaviour import (
-    CompositionError,
-    Sensitivity,
-    Top1,
-    action_retrieval,
-    composition_error,
-    observation_grid,
-    prediction_retrieval_error,
-    sensitivity,
-    top1,
-)
+from seqjepa.evaluation._fits import TransformationFit
+from seqjepa.evaluation.accuracy import Top1, observation_grid, top1
 from seqjepa.evaluation.collapse import (
     batch_norm_drift,
     feature_deviation,
@@ -19,13 +10,23 @@ from seqjepa.evaluation.collapse import (
     rankme,
     target_gap,
 )
+from seqjepa.evaluation.composition import CompositionError, composition_error
 from seqjepa.evaluation.features import Features, aggregate_states, extract
 from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
 from seqjepa.evaluation.online import OnlineProbe
 from seqjepa.evaluation.probes import Classification, knn_probe, linear_probe
 from seqjepa.evaluation.regression import Regression, RotationError, regression_r2, rotation_error
-from seqjepa.evaluation.retrieval import PredictionRetrievalError, Retrieval, RetrievalChance, pre, retrieval
+from seqjepa.evaluation.retrieval import (
+    PredictionRetrievalError,
+    Retrieval,
+    RetrievalChance,
+    action_retrieval,
+    pre,
+    prediction_retrieval_error,
+    retrieval,
+)
 from seqjepa.evaluation.scorecard import Scorecard, evaluate
+from seqjepa.evaluation.shuffles import Sensitivity, sensitivity
 from seqjepa.evaluation.transformations import (
     TransformationR2,
     out_of_distribution,
@@ -51,6 +52,7 @@ __all__ = [
     "Sensitivity",
     "Thresholds",
     "Top1",
+    "TransformationFit",
     "TransformationR2",
     "action_retrieval",
     "aggregate_states",

@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.groups import Group, Hue, Product, Rotation2D, Rotation3D
+from seqjepa.groups import Crop, Group, Hue, Product, Rotation2D, Rotation3D
 
-__all__ = ["canonical", "coordinates", "leading_parts", "rotation_columns"]
+__all__ = [
+    "are_elements", "canonical", "coordinate_names", "coordinates", "leading_parts", "rotation_columns",
+    "steady_coordinates", "unit_rotations",
+]  # fmt: skip
 
 
 def coordinates(group: Group, action: Float[Tensor, "*N A"]) -> Float[Tensor, "*N K"]:
@@ -30,6 +33,62 @@ def coordinates(group: Group, action: Float[Tensor, "*N A"]) -> Float[Tensor, "*
         angle = action * (1.0 if isinstance(group, Rotation2D) else 2 * torch.pi)
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
     return action
+
+
+def coordinate_names(group: Group) -> tuple[str, ...]:
+    """What each number of `coordinates` is.
+
+    Examples:
+        >>> from seqjepa.groups import Hue, Product, Translation
+        >>> coordinate_names(Product({"light": Hue(), "shift": Translation(2)}))
+        ('light cos', 'light sin', 'shift 0', 'shift 1')
+    """
+    if isinstance(group, Product):
+        return tuple(f"{name} {n}".rstrip() for name, part in group.groups.items() for n in coordinate_names(part))
+    if isinstance(group, Rotation3D):
+        return ("x", "y", "z", "w")
+    if isinstance(group, Crop):
+        return ("y", "x", "height", "width", "flip")
+    numbers = [""] if group.dim == 1 else [str(i) for i in range(group.dim)]
+    if isinstance(group, Rotation2D | Hue):
+        return tuple(f"{f} {i}".rstrip() for f in ("cos", "sin") for i in numbers)
+    return tuple(numbers)
+
+
+def steady_coordinates(group: Group, action: Float[Tensor, "N A"]) -> Float[Tensor, "N K"]:
+    """`coordinates`, without the rounding of those that never vary: a regression must not take it for a target."""
+    y = coordinates(group, action)
+    return torch.where(y.std(dim=0, correction=0) > _rounding(group).to(y), y, y.mean(dim=0))
+
+
+def _rounding(group: Group) -> Float[Tensor, "K"]:
+    """The deviation that rounding can give each coordinate; that of a turn lies on a circle or sphere of radius 1."""
+    if isinstance(group, Product):
+        return torch.cat([_rounding(part) for part in group.groups.values()])
+    turns = isinstance(group, Rotation2D | Hue | Rotation3D)
+    count = len(coordinate_names(group))
+    return torch.full((count,), 1e-6 if turns else 0.0, dtype=torch.float64, device="cpu")
+
+
+def unit_rotations(group: Group, elements: Float[Tensor, "*N A"]) -> Float[Tensor, "*N A"]:
+    """With every rotation of space at length 1; the other parts as they are."""
+    if isinstance(group, Product):
+        parts = group.split(elements).items()
+        return group.join({name: unit_rotations(group.groups[name], part) for name, part in parts})
+    return torch.nn.functional.normalize(elements, dim=-1) if isinstance(group, Rotation3D) else elements
+
+
+def are_elements(group: Group, elements: Float[Tensor, "N V A"], actions: Float[Tensor, "N T A"]) -> bool:
+    """Whether these are parameters that the actions lead between, part by part, within a twentieth of their size."""
+    if isinstance(group, Product):
+        of_view, between = group.split(elements), group.split(actions)
+        return all(are_elements(part, of_view[name], between[name]) for name, part in group.groups.items())
+    try:
+        off = group.distance(group.actions(elements), actions).mean()
+        size = group.distance(actions, group.identity(dtype=actions.dtype, device=actions.device)).mean()
+    except ValueError:  # no quaternions of length 1, no windows
+        return False
+    return actions.shape[1] == 0 or bool(off <= 0.05 * size + 1e-3 * elements.abs().amax())
 
 
 def canonical(group: Group, elements: Float[Tensor, "*N A"]) -> Float[Tensor, "*N A"]:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seqjepa.evaluation._results import Results
+from seqjepa.evaluation.features import drawn_rows
 from seqjepa.groups import Product, Rotation3D
-
-if TYPE_CHECKING:
-    from seqjepa.evaluation.scorecard import Scorecard
 
 __all__ = ["draw"]
 
-SHOWN = 600  # test sources in the planes
+SHOWN = 600  # test sequences in the planes
 QUERIES = 4  # rows of neighbours
 NEIGHBOURS = 5
 
 
-def draw(card: Scorecard) -> Any:
+def draw(card: Results) -> Any:
     """Curves and the accuracy–R² plane on top, planes of z and state in the middle, neighbours below."""
     try:
         from matplotlib.figure import Figure
@@ -43,7 +42,7 @@ def _absent(axis: Any, why: str) -> None:
     axis.text(0.5, 0.5, why, ha="center", va="center", fontsize=9, wrap=True, transform=axis.transAxes)
 
 
-def _accuracy(axis: Any, card: Scorecard) -> None:
+def _accuracy(axis: Any, card: Results) -> None:
     """Top-1 over M_val, z for comparison."""
     if card.top1 is None:
         return _absent(axis, f"accuracy: {card.skipped.get('top1', '')}")
@@ -63,7 +62,7 @@ def _accuracy(axis: Any, card: Scorecard) -> None:
     return None
 
 
-def _paths(axis: Any, card: Scorecard) -> None:
+def _paths(axis: Any, card: Results) -> None:
     """Path integration over M_val, by variant."""
     if not card.paths:
         return _absent(axis, f"path integration: {card.skipped.get('paths', '')}")
@@ -80,7 +79,7 @@ def _paths(axis: Any, card: Scorecard) -> None:
     return None
 
 
-def _plane(axis: Any, card: Scorecard) -> None:
+def _plane(axis: Any, card: Results) -> None:
     """The plane of the paper's first figure: what is invariant lies low and right, what is equivariant high."""
     if card.top1 is None or card.transformations is None:
         missing = {name: card.skipped[name] for name in ("top1", "transformations") if name in card.skipped}
@@ -121,12 +120,12 @@ def _project(x: Float[Tensor, "N D"]) -> tuple[Any, str]:
     return projected.numpy(), f"PCA, {100 * share:.0f} % of the variance"
 
 
-def _pose(card: Scorecard) -> tuple[Tensor, str] | None:
+def _pose(card: Results) -> tuple[Tensor, str] | None:
     """One number that says how the first view of each test source is posed."""
     group, elements = card.test.group, card.test.elements
     if group is None or elements is None:
         return None
-    first = elements[:SHOWN, 0]
+    first = elements[drawn_rows(card.test, SHOWN, 0), 0]
     if isinstance(group, Product):
         name, part = next(iter(group.groups.items()))
         first, group = first[:, group.columns(name)], part
@@ -136,18 +135,18 @@ def _pose(card: Scorecard) -> tuple[Tensor, str] | None:
     return first[:, 0].cpu(), "first parameter"
 
 
-def _planes(figure: Any, card: Scorecard) -> None:
+def _planes(figure: Any, card: Results) -> None:
     """Draw z and state in the plane, by class and by pose."""
     axes = figure.subplots(1, 4, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
-    pose = _pose(card)
-    labels = None if card.test.labels is None else card.test.labels[:SHOWN].cpu()
+    pose, rows = _pose(card), drawn_rows(card.test, SHOWN, 0)
+    labels = None if card.test.labels is None else card.test.labels[rows].cpu()
     for index, (name, x) in enumerate((("z", card.test.z[:, 0]), ("state", card.states))):
         by_class, by_pose = axes[index], axes[2 + index]
         if x is None:
             _absent(by_class, "no state: an encoder alone")
             _absent(by_pose, "no state: an encoder alone")
             continue
-        points, how = _project(x[:SHOWN])
+        points, how = _project(x[rows])
         if labels is None:
             _absent(by_class, "no labels")
         else:
@@ -162,7 +161,7 @@ def _planes(figure: Any, card: Scorecard) -> None:
                 figure.colorbar(drawn, ax=by_pose, label=pose[1])
 
 
-def _neighbours(figure: Any, card: Scorecard) -> None:
+def _neighbours(figure: Any, card: Results) -> None:
     """Test sources nearest to a few queries, by z of the first view and by state."""
     pictures = card.test.pictures
     count = 0 if pictures is None else len(pictures)
@@ -173,19 +172,19 @@ def _neighbours(figure: Any, card: Scorecard) -> None:
     from matplotlib.patches import Rectangle
 
     grid = figure.subplots(QUERIES, 2 * NEIGHBOURS + 3, squeeze=False)
-    labels = card.test.labels
+    known = torch.arange(count, device="cpu") if card.test.pictured is None else card.test.pictured
+    rows, sources = known.to(card.test.z.device), card.test.source_numbers.cpu()[known]
+    labels = None if card.test.labels is None else card.test.labels.cpu()[known]
     framed = "" if labels is None else "; framed: of the query's class"
-    figure.suptitle(f"Nearest by cosine among the first test sources{framed}", fontsize=10)
-    queries = torch.linspace(0, count - 1, QUERIES).long().tolist()
+    figure.suptitle(f"Nearest by cosine among {count} test sequences{framed}", fontsize=10)
+    queries = [round(i * (count - 1) / (QUERIES - 1)) for i in range(QUERIES)]
     for row, query in enumerate(queries):
-        cells = [(query, "query")]
-        for name, x in (("by z", card.test.z[:count, 0]), ("by the state", card.states)):
-            if x is None:
-                cells += [(None, "")] * (NEIGHBOURS + 1)
-                continue
-            near = torch.nn.functional.normalize(x[:count].float().cpu(), dim=1)
-            order = (near @ near[query]).argsort(descending=True)
-            cells += [(None, ""), *[(int(i), name) for i in order if int(i) != query][:NEIGHBOURS]]
+        cells: list[tuple[int | None, str]] = [(query, "query")]
+        for name, x in (("by z", card.test.z[:, 0]), ("by the state", card.states)):
+            cells.append((None, ""))
+            order = [] if x is None else _nearest(x[rows].float().cpu(), query)
+            others = [(i, name) for i in order if sources[i] != sources[query]][:NEIGHBOURS]
+            cells += [*others, *[(None, "")] * (NEIGHBOURS - len(others))]
         for axis, (index, title) in zip(grid[row], cells, strict=True):
             axis.axis("off")
             if index is not None:
@@ -198,3 +197,10 @@ def _neighbours(figure: Any, card: Scorecard) -> None:
                     frame = Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="black", linewidth=5)
                     axis.add_patch(frame)
     return None
+
+
+def _nearest(x: Float[Tensor, "N D"], query: int) -> list[int]:
+    """All rows, the most similar to the query first."""
+    near = torch.nn.functional.normalize(x, dim=1)
+    order: list[int] = (near @ near[query]).argsort(descending=True).tolist()
+    return order

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from seqjepa._checks import check_floating, check_tensor
 
-__all__ = ["Labels", "check_features", "check_labels", "check_rows", "check_same_device", "check_sources"]
+__all__ = [
+    "Labels", "check_classes", "check_features", "check_integers", "check_labels", "check_rows", "check_same_device",
+    "check_sources",
+]  # fmt: skip
 
 
 def check_features(name: str, features: Tensor, axes: str = "N D") -> Float[Tensor, "..."]:
@@ -97,10 +100,16 @@ def check_labels(train_labels: Tensor, test_labels: Tensor) -> Labels:
             f"A classifier needs a training row of each class at least; got {len(train)} rows for {len(everything)} "
             "classes. Encode more views."
         )
-    unseen = everything[~torch.isin(everything, classes)].tolist()
+    check_classes(train, test)
+    return Labels(indices, torch.searchsorted(classes, test), classes)
+
+
+def check_classes(train_labels: Int[Tensor, "N"], test_labels: Int[Tensor, "M"]) -> None:
+    """Raise where the test holds a class that training lacks."""
+    unseen = test_labels.unique()
+    unseen = unseen[~torch.isin(unseen, train_labels)].tolist()
     if unseen:
         raise ValueError(
             f"Each class of the test set must occur in training; {len(unseen)} do not: {unseen[:8]}"
             f"{' …' if len(unseen) > 8 else ''}. Draw training rows of them, or leave them out of the test."
         )
-    return Labels(indices, torch.searchsorted(classes, test), classes)

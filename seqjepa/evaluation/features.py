@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqjepa._checks import check_axes
+from seqjepa.evaluation._coordinates import are_elements, unit_rotations
+from seqjepa.evaluation._frozen import call, evaluating, modules_of, to_weights, unwrapped, widened
+from seqjepa.evaluation._loaders import batches, check_given, check_sequence_sources
 from seqjepa.groups import Group
 from seqjepa.types import ViewSequence
 
-__all__ = ["Features", "aggregate_states", "evaluating", "extract", "in_chunks"]
+__all__ = ["Features", "aggregate_states", "drawn_rows", "extract", "occurrence"]
 
 PICTURES = 64  # sources whose views are kept for the figure
-ROWS = 4096  # sources or rows at a time where a batch size is not given
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +27,18 @@ class Features:
     """What a model makes of N view sequences, and what is known of them.
 
     Attributes:
-        z: (N, V, D) encoder outputs of all V views, float32.
+        z: (N, V, D) encoder outputs of all V views, float32, or float64 of a model in float64.
         actions: (N, V − 1, A).
         e: (N, V − 1, E) embedded actions, or None of an encoder alone.
         target: (N, V, D) the target encoder's outputs, or None of a model without one.
         labels: (N,) classes, or None.
         group: the group of the actions, or None.
-        elements: (N, V, A) absolute parameters as elements of the group, or None where they are not known.
-        pictures: the views of the first sources, for the figure.
+        elements: (N, V, A) absolute parameters as elements of the group, or None where they are not known: their
+            differences are the actions.
+        pictures: the views of some sequences drawn at random, for the figure.
         sources: (N,) integers, which source each sequence shows, where several may show one. Probes then hold out whole
             sources, and intervals are over sources. None: each sequence is a source of its own.
+        pictured: (P,) the sequences whose views are `pictures`.
 
     Examples:
         >>> import torch
@@ -58,6 +59,7 @@ class Features:
     elements: Float[Tensor, "N V A"] | None = None
     pictures: Tensor | None = None
     sources: Int[Tensor, "N"] | None = None
+    pictured: Int[Tensor, "P"] | None = None
 
     @property
     def num_views(self) -> int:
@@ -69,87 +71,78 @@ class Features:
         """`sources`, or 0 … N−1 where each sequence is a source of its own."""
         return torch.arange(len(self.z), device=self.z.device) if self.sources is None else self.sources
 
-    def first(self, count: int) -> Features:
-        """The first `count` sequences, at least 1; all of them where there are fewer.
+    def draw(self, count: int, *, seed: int = 0) -> Features:
+        """`count` sequences drawn at random, in their order; all of them where there are fewer.
+
+        Every class is drawn in proportion, and once at least where the count allows it; every source as often as any
+        other of its class. Data often come sorted by class: the first sequences would be of a few classes.
+
+        Args:
+            count: at least 1.
+            seed: of the draw.
 
         Examples:
             >>> import torch
-            >>> Features(z=torch.rand(8, 3, 4), actions=torch.rand(8, 2, 2)).first(5).z.shape
-            torch.Size([5, 3, 4])
+            >>> labels = torch.arange(80) // 40                                                   # sorted by class
+            >>> features = Features(z=torch.rand(80, 3, 4), actions=torch.rand(80, 2, 2), labels=labels)
+            >>> features.draw(10).labels
+            tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
         """
         if count < 1:
             raise ValueError(f"count is a number of sequences, at least 1; got {count}.")
-        rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        cut: dict[str, Any] = {name: x[:count] for name, x in rows.items() if isinstance(x, Tensor)}
-        return replace(self, **cut)
+        if count >= len(self.z):
+            return self
+        rows = drawn_rows(self, count, seed)
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pictures", "pictured")}
+        cut: dict[str, Any] = {name: x[rows] for name, x in known.items() if isinstance(x, Tensor)}
+        return replace(self, pictures=None, pictured=None, **cut)
 
-    def relative(self, i: Int[Tensor, "N"] | int, j: Int[Tensor, "N"] | int) -> Float[Tensor, "N A"]:
-        """The action that leads from view i to view j of each source: by composition of the actions between."""
+    def from_first(self) -> Float[Tensor, "N V A"]:
+        """The action that leads from the first view to each, by composition of the actions between; needs a group."""
         if self.group is None:
             raise ValueError(
                 "Relative transformations need to know what an action is; these features have no group. "
                 "Give the ViewSequence its group, such as seqjepa.groups.Rotation3D()."
             )
         start = self.group.identity(dtype=self.actions.dtype, device=self.actions.device)
-        path = [start.expand(len(self.actions), -1)]  # the action from the first view to each
+        path = [start.expand(len(self.actions), -1)]
         for t in range(self.actions.shape[1]):
             path.append(self.group.compose(path[-1], self.actions[:, t]))
-        along = torch.stack(path, dim=1)
+        return torch.stack(path, dim=1)
+
+    def relative(self, i: Int[Tensor, "N"] | int, j: Int[Tensor, "N"] | int) -> Float[Tensor, "N A"]:
+        """The action that leads from view i to view j of each source: by composition of the actions between."""
+        along = self.from_first()
+        assert self.group is not None
         rows = torch.arange(len(along), device=along.device)
         return self.group.compose(self.group.inverse(along[rows, i]), along[rows, j])
 
 
-@contextmanager
-def evaluating(*models: Any) -> Iterator[None]:
-    """Without gradient, and with every module in eval mode; afterwards each is in the mode it was in.
-
-    A probe that is fitted with the encoder in training mode moves its batch-norm statistics: what it measures is then
-    no longer what was trained. Functions and other objects are searched for the modules that they use.
-    """
-    owners = [owner for model in models for owner in modules_of(model)]
-    modes = [(part, part.training) for owner in owners for part in owner.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
+def drawn_rows(features: Features, count: int, seed: int) -> Int[Tensor, "M"]:
+    """The rows that `Features.draw` draws."""
+    in_turn = _in_turn(features.source_numbers, features.labels, seed)
+    return in_turn[:count].sort().values.to(features.z.device)
 
 
-def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
-    """The modules behind a model: itself, or what a function, a partial or an object names, a few levels down.
-
-    A module that is hidden deeper, such as in a list, is not found.
-    """
-    if isinstance(model, nn.Module):
-        return [model]
-    held: list[Any] = []
-    if isinstance(model, functools.partial):
-        held = [model.func, *model.args, *model.keywords.values()]
-    elif inspect.ismethod(model):
-        held = [model.__self__]
-    elif inspect.isfunction(model):
-        cells = [cell.cell_contents for cell in model.__closure__ or () if _is_filled(cell)]
-        names = [model.__globals__[name] for name in model.__code__.co_names if name in model.__globals__]
-        held = [*cells, *names, *(model.__defaults__ or ())]
-    elif hasattr(model, "__dict__") and not inspect.isclass(model) and not inspect.ismodule(model):
-        held = list(vars(model).values())
-    return [module for part in held for module in modules_of(part, depth - 1)] if depth else []
+def _in_turn(sources: Int[Tensor, "N"], labels: Int[Tensor, "N"] | None, seed: int) -> Int[Tensor, "N"]:
+    """All rows in a random order whose every beginning has each class in proportion, and each source as often."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    rows = torch.randperm(len(sources), generator=generator, device="cpu")
+    rows = rows[occurrence(sources.cpu()[rows])[0].argsort(stable=True)]  # all sources before any comes again
+    if labels is None:
+        return rows
+    earlier, count = occurrence(labels.cpu()[rows])
+    return rows[(earlier.double() / count).argsort(stable=True)]
 
 
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a variable that is not set yet
-        return False
-
-
-def in_chunks(function: Callable[..., Tensor], *inputs: Tensor, rows: int = ROWS) -> Tensor:
-    """`function` of the inputs, so many rows at a time, in float32."""
-    parts = zip(*(x.split(rows) for x in inputs), strict=True)
-    return torch.cat([function(*part).float() for part in parts])
+def occurrence(values: Int[Tensor, "N"]) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+    """How often each value has occurred before, and how often it occurs in all."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    order = inverse.argsort(stable=True)
+    begins = (counts.cumsum(0) - counts)[inverse[order]]
+    earlier = torch.empty_like(inverse)
+    earlier[order] = torch.arange(len(values), device=values.device) - begins
+    return earlier, counts[inverse]
 
 
 def extract(
@@ -170,7 +163,8 @@ def extract(
         model: a [`SeqJEPA`][seqjepa.SeqJEPA], or anything with `encode`, `embed`, `aggregate`, `predict` and `target`
             as it has them (the last two only for what is predicted); or a function (B, T, …) → (B, T, D), an encoder
             alone.
-        sequences: one ViewSequence, or several in turn, such as a [`ViewLoader`][seqjepa.data.ViewLoader].
+        sequences: one ViewSequence, or several in turn, such as a [`ViewLoader`][seqjepa.data.ViewLoader] with
+            `drop_last=False`.
         batch_size: sequences to encode at a time, at least 1; larger ones that come in turn are cut.
         autocast: a dtype to encode in under autocast on a GPU; None for the model's own. On a CPU nothing is cast.
         sources: integers, which source each sequence shows, in the order in which they come: for several sequences of
@@ -182,7 +176,9 @@ def extract(
 
     Raises:
         ValueError: no sequences; features that are not finite; sequences that differ in length, or in what is known;
-            labels or sources of another number than the sequences.
+            labels or sources of another number than the sequences; a loader that leaves items out (`drop_last`, or one
+            rank's share), or with `sources` one that shuffles them.
+        TypeError: labels that are no integers.
 
     Examples:
         >>> import torch
@@ -194,53 +190,54 @@ def extract(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is the number of sources to encode at a time, at least 1; got {batch_size}.")
-    given = list(_batches(sequences, batch_size)) if isinstance(sequences, ViewSequence) else sequences
-    parts, kept = [], 0
+    check_given(sequences, sources)
+    model = unwrapped(model)
+    given = list(batches(sequences, batch_size)) if isinstance(sequences, ViewSequence) else sequences
+    parts, pictures = [], _Pictures()
     with evaluating(model, getattr(model, "encode", None)):
         for sequence in given if progress is None else progress(given):
-            for batch in _batches(sequence, batch_size):
-                features = _extract_one(model, batch, autocast, max(0, PICTURES - kept))
-                kept += len(features.z)
-                parts.append(features)
+            for batch in batches(sequence, batch_size):
+                parts.append(_extract_one(model, batch, autocast))
+                pictures.offer(batch.views)
     if not parts:
         raise ValueError("There is nothing to evaluate: the sequences are empty. Give at least one ViewSequence.")
-    features = _joined(parts)
+    features = replace(_joined(parts), pictures=pictures.views(), pictured=pictures.rows())
     if sources is None:
         return features
-    if sources.shape != features.z.shape[:1] or sources.is_floating_point():
-        raise ValueError(
-            f"sources must be integers, one for each of the {len(features.z)} sequences; got {sources.dtype} of shape "
-            f"{tuple(sources.shape)}."
-        )
+    check_sequence_sources(sources, len(features.z))
     return replace(features, sources=sources.to(features.z.device))
 
 
-def _batches(sequence: ViewSequence, size: int) -> Iterator[ViewSequence]:
-    if sequence.labels is not None and sequence.labels.shape != sequence.views.shape[:1]:
-        raise ValueError(
-            f"labels must be (B,), one for each of the {len(sequence.views)} sequences; got shape "
-            f"{tuple(sequence.labels.shape)}."
-        )
-    for start in range(0, len(sequence.views), size):
-        rows = slice(start, start + size)
-        yield ViewSequence(
-            sequence.views[rows],
-            sequence.actions[rows],
-            _rows(sequence.parameters, rows, len(sequence.views)),
-            None if sequence.labels is None else sequence.labels[rows],
-            sequence.group,
-        )
+class _Pictures:
+    """Views of sequences drawn at random from all that come in turn: each is given a number, the lowest are kept."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator(device="cpu").manual_seed(0)
+        self.kept: list[tuple[float, int, Tensor]] = []  # number, row, views
+        self.seen = 0
+
+    def offer(self, views: Tensor) -> None:
+        """Some more sequences."""
+        drawn = torch.rand(len(views), generator=self.generator, dtype=torch.float64, device="cpu").tolist()
+        offered = [(number, row, None) for row, number in enumerate(drawn, start=self.seen)]
+        lowest = sorted([*self.kept, *offered], key=lambda entry: entry[:2])[:PICTURES]
+        self.kept = [
+            (number, row, views[row - self.seen].cpu().clone() if held is None else held)  # not all of the batch
+            for number, row, held in lowest
+        ]
+        self.seen += len(views)
+
+    def rows(self) -> Int[Tensor, "P"]:
+        """Which sequences are kept, in their order."""
+        return torch.tensor(sorted(row for _, row, _ in self.kept), dtype=torch.long, device="cpu")
+
+    def views(self) -> Tensor | None:
+        """Their views, where these are of one size."""
+        views = [held for _, _, held in sorted(self.kept, key=lambda entry: entry[1])]
+        return torch.stack(views) if len({held.shape for held in views}) == 1 else None
 
 
-def _rows(parameters: Any, rows: slice, count: int) -> Any:
-    if isinstance(parameters, Tensor):
-        return parameters[rows] if parameters.ndim and len(parameters) == count else parameters
-    if isinstance(parameters, tuple) and hasattr(parameters, "_fields"):
-        return type(parameters)(*(_rows(part, rows, count) for part in parameters))
-    return parameters
-
-
-def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None, pictures: int) -> Features:
+def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None) -> Features:
     check_axes("actions", batch.actions, "B T A")
     if batch.views.shape[1] != batch.actions.shape[1] + 1 or len(batch.views) != len(batch.actions):
         raise ValueError(
@@ -249,8 +246,9 @@ def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None, 
         )
     weight = next((p for module in modules_of(model) for p in module.parameters()), None)
     device = batch.views.device if weight is None else weight.device
-    views, actions = batch.views.to(device), batch.actions.to(device)
     whole = hasattr(model, "encode")
+    (views,) = to_weights(model, "encode", batch.views.to(device))
+    (actions,) = to_weights(model, "embed", batch.actions.to(device))
     with torch.autocast(
         device.type, autocast or torch.bfloat16, enabled=autocast is not None and device.type == "cuda"
     ):
@@ -269,32 +267,38 @@ def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None, 
     if not bool(finite.all()):
         raise ValueError(f"z must be finite; the encoder returned NaN or infinity for {int((~finite).sum())} sources.")
     return Features(
-        z=z.float(),
-        actions=actions.to(device).float(),
-        e=None if e is None else e.float(),
-        target=None if target is None else target.float(),
-        labels=None if batch.labels is None else batch.labels.to(device),
+        z=widened(z),
+        actions=_exact(batch.actions.to(device), batch.group),
+        e=None if e is None else widened(e),
+        target=None if target is None else widened(target),
+        labels=None if batch.labels is None else batch.labels.to(device).long(),
         group=batch.group,
         elements=_elements(batch, device),
-        pictures=batch.views[:pictures].cpu().clone(),  # a slice would keep all views of the batch in memory
     )
 
 
+def _exact(elements: Tensor, group: Group | None) -> Tensor:
+    """In float32 or wider; rotations in half precision have another length than 1 then, which is put right."""
+    half = elements.dtype in (torch.float16, torch.bfloat16)
+    return widened(elements) if group is None or not half else unit_rotations(group, widened(elements))
+
+
 def _elements(batch: ViewSequence, device: torch.device) -> Tensor | None:
-    """Absolute parameters (B, V, A) as elements of the group, where the sequence holds them in a form that is known."""
+    """Absolute parameters (B, V, A) in the form of the group's elements, where the sequence holds such."""
     parameters, group = batch.parameters, batch.group
     if group is None or parameters is None:
         return None
     if isinstance(parameters, Tensor):
-        fits = parameters.shape == (*batch.views.shape[:2], group.dim)
-        return parameters.to(device).float() if fits else None
-    names = list(getattr(group, "groups", {"rotation": group}))  # of a Product, its parts by name
-    if not all(hasattr(parameters, name) for name in names):
+        joined = parameters
+    else:
+        names = list(getattr(group, "groups", {"rotation": group}))  # of a Product, its parts by name
+        columns = [getattr(parameters, name, None) for name in names]
+        if not all(isinstance(column, Tensor) for column in columns):
+            return None
+        joined = torch.cat([c[..., None] if c.ndim == 2 else c for c in columns if c is not None], dim=-1)
+    if joined.shape != (*batch.views.shape[:2], group.dim):
         return None
-    columns = [getattr(parameters, name).float() for name in names]
-    columns = [c[..., None] if c.ndim == 2 else c for c in columns]
-    joined = torch.cat(columns, dim=-1).to(device)
-    return joined if joined.shape[-1] == group.dim else None
+    return _exact(joined.to(device) if joined.is_floating_point() else joined.to(device).float(), group)
 
 
 def _joined(parts: list[Features]) -> Features:
@@ -313,10 +317,11 @@ def _joined(parts: list[Features]) -> Features:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat(values)
 
-    tensors: dict[str, Any] = {
-        name: cat(name) for name in ("z", "actions", "e", "target", "labels", "elements", "pictures")
-    }
-    return Features(group=first.group, **tensors)
+    tensors: dict[str, Any] = {name: cat(name) for name in ("z", "actions", "e", "target", "labels", "elements")}
+    elements, group = tensors["elements"], first.group
+    if elements is not None and group is not None and not are_elements(group, elements, tensors["actions"]):
+        tensors["elements"] = None  # such as a crop in pixels, where actions are in sides of the image
+    return Features(group=group, **tensors)
 
 
 def aggregate_states(
@@ -355,5 +360,4 @@ def aggregate_states(
         raise ValueError("A state needs a model with embed and aggregate; these are the features of an encoder alone.")
     z, e = features.z if z is None else z, features.e if e is None else e
     stop = start + num_views
-    with evaluating(model, getattr(model, "aggregate", None)):
-        return in_chunks(model.aggregate, z[:, start:stop], e[:, start : stop - 1])
+    return call(model, "aggregate", z[:, start:stop], e[:, start : stop - 1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqjepa.evaluation._inputs import check_features, check_rows, check_same_device, check_sources
 from seqjepa.evaluation._mlp import fit_mlp
-from seqjepa.evaluation._ridge import Moments, Ridge, cross_validate
+from seqjepa.evaluation._ridge import Moments, Ridge, RidgeFit, cross_validate
 from seqjepa.evaluation._statistics import (
     Interval,
     Standardizer,
@@ -168,17 +168,11 @@ def regression_r2(
         x, y = standardize(train), center(targets)[:, learnt].to(train.dtype)
         fit: Callable[[Tensor], Tensor]
         chosen, steps = None, None
-        if widths or len(grid) > 1:
-            _check_two(len(x), of_train)
         if widths:
-            held = hold_out(len(x), 0.1, generator, sources=of_train)
+            held = hold_out(_check_two(x, of_train), 0.1, generator, sources=of_train)
             fit, steps = fit_mlp(x, y, held, widths, max_epochs, generator)
         else:
-            if len(grid) == 1:
-                ridge = Ridge(Moments.of(x, y)).at(grid[0])
-            else:
-                folds = draw_folds(len(x), generator, sources=of_train).to(x.device)
-                ridge = cross_validate(x, y, folds, grid)
+            ridge = _ridge(x, y, grid, of_train, generator)
             fit, chosen = ridge.predict, ridge.l2
         constant = center.mean.to(actual.dtype).expand_as(actual)
         predicted = constant.clone()
@@ -312,34 +306,42 @@ def _inputs(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) ->
 
 
 def _varying(train: Standardizer, actual: Tensor) -> tuple[Bool[Tensor, "K"], Bool[Tensor, "K"]]:
-    """The outputs with a spread in training, which can be learnt, and those with one in the test too."""
-    in_train, in_test = train.scale > 0, Standardizer(actual).scale > 0
-    if not bool((in_train & in_test).any()):
-        missing = [
-            f"{name} in output {_listed(tuple((~varies).nonzero().flatten().tolist()))}"
-            for name, varies in (
-                ("train_y has none", in_train),
-                (f"test_y has none in its {len(actual)} rows", in_test),
-            )
+    """The outputs with a spread in training, which can be learnt, and those of them with one in the test."""
+    learnt, in_test = train.scale > 0, Standardizer(actual).scale > 0
+    if not bool((learnt & in_test).any()):
+        without = "; ".join(
+            f"{name} has none in output {_listed((~varies).nonzero().flatten().tolist())}"
+            for name, varies in (("train_y", learnt), (f"test_y, of {len(actual)} rows,", in_test))
             if not bool(varies.all())
-        ]
+        )
         raise ValueError(
             "R² compares with the spread of the targets, and no output has any in both training and test: "
-            f"{', '.join(missing)}. Draw rows in which one changes."
+            f"{without}. Draw rows in which one changes."
         )
-    return in_train, in_train & in_test
+    return learnt, learnt & in_test
 
 
-def _check_two(rows: int, sources: Tensor | None) -> None:
-    """Raise unless there are rows, or sources where they are named, to learn from and to hold out."""
-    if (rows if sources is None else int(sources.max()) + 1) < 2:
+def _ridge(
+    x: Tensor, y: Tensor, grid: tuple[float, ...], sources: Tensor | None, generator: torch.Generator
+) -> RidgeFit:
+    """The ridge regression on all rows, at the l2 that is given or, of several, chosen."""
+    if len(grid) == 1:
+        return Ridge(Moments.of(x, y)).at(grid[0])
+    folds = draw_folds(_check_two(x, sources), generator, sources=sources)
+    return cross_validate(x, y, folds.to(x.device), grid)
+
+
+def _check_two(x: Tensor, sources: Tensor | None) -> int:
+    """The number of rows; an error unless some rows, or sources where they are named, can be held out from others."""
+    if (len(x) if sources is None else int(sources.max()) + 1) < 2:
         raise ValueError(
-            f"The fit holds out part of the training rows, and needs two rows (or sources) at least; got {rows} rows"
+            f"The fit holds out part of the training rows, and needs two rows (or sources) at least; got {len(x)} rows"
             f"{'' if sources is None else ' of one source'}. Give more, or for a linear fit one l2, such as l2=1e-3."
         )
+    return len(x)
 
 
-def _listed(outputs: tuple[int, ...]) -> str:
+def _listed(outputs: Sequence[int]) -> str:
     return ", ".join(map(str, outputs))
 
 
@@ -348,7 +350,9 @@ class _Scores:
 
     def __init__(self, actual: Tensor, predicted: Tensor, sources: Tensor | None) -> None:
         actual, predicted = actual.double(), predicted.double()
-        shifted = actual - actual.mean()  # from one scalar mean: sums of squares stay small
+        means = actual.mean(0)
+        shifted = actual - means  # each output from its own mean: sums of squares stay small
+        self.offset = (means - means.mean()).cpu()
         columns = [torch.ones_like(actual[:, :1]), shifted, shifted.square(), (actual - predicted).square()]
         self.outputs = actual.shape[1]
         self.sums = sums_by_source(torch.cat(columns, dim=1), sources)
@@ -360,7 +364,9 @@ class _Scores:
         """(R, 3K + 1) sums → R² per output (R, K), and pooled (R,)."""
         n, total, squares, errors = sums.split([1, *[self.outputs] * 3], dim=1)
         spread = squares - total.square() / n
-        pooled_spread = squares.sum(1) - total.sum(1).square() / (n[:, 0] * self.outputs)
+        centre = total / n + self.offset
+        between = (centre - centre.mean(1, keepdim=True)).square().sum(1)
+        pooled_spread = spread.sum(1) + n[:, 0] * between
         return 1 - errors / spread, 1 - errors.sum(1) / pooled_spread
 
     def intervals(self, generator: torch.Generator) -> tuple[Interval, Interval]:

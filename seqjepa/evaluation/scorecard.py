@@ -8,45 +8,29 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from seqjepa.evaluation.behaviour import (
-    CompositionError,
-    Sensitivity,
-    Top1,
-    action_retrieval,
-    composition_error,
-    prediction_retrieval_error,
-    sensitivity,
-    top1,
-)
-from seqjepa.evaluation.collapse import feature_deviation, lidar, mean_pairwise_cosine, rankme
-from seqjepa.evaluation.features import Features, aggregate_states, extract
-from seqjepa.evaluation.probes import Classification
-from seqjepa.evaluation.regression import Regression
-from seqjepa.evaluation.retrieval import PredictionRetrievalError, Retrieval
-from seqjepa.evaluation.transformations import (
-    HIDDEN,
-    TransformationR2,
-    path_integration,
-    rotation_columns,
-    state_transformation_r2,
-    transformation_r2,
-)
+from seqjepa.evaluation._figure import draw
+from seqjepa.evaluation._fits import HIDDEN
+from seqjepa.evaluation._frozen import unwrapped
+from seqjepa.evaluation._inputs import check_classes, check_integers, check_rows
+from seqjepa.evaluation._loaders import check_given, known_sequences
+from seqjepa.evaluation._measuring import MEASURES, Measuring
+from seqjepa.evaluation._results import Results
+from seqjepa.evaluation._table import table
+from seqjepa.evaluation.features import Features, extract
 from seqjepa.types import ViewSequence
 
 __all__ = ["Scorecard", "evaluate"]
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True, eq=False)
-class Scorecard:
+class Scorecard(Results):
     """All measures of one model; what was not measured is None or empty, and `skipped` says why.
 
     Attributes:
@@ -60,10 +44,11 @@ class Scorecard:
         composition: two predicted steps against one composed step.
         out_of_distribution: R² of the transformations from z on sequences out of distribution.
         collapse: RankMe, mean pairwise cosine and mean deviation of z and of the state, and LiDAR of z.
-        skipped: measure → the reason why it was not made.
-        settings: how many sources and views, seeds and widths of the probes, seconds taken.
+        skipped: measure, or the part of one → the reason why it was not made, an error's words among them.
+        settings: how many sources, sequences and views, seeds and widths of the probes, seconds taken.
         train: features of the training sources.
         test: features of the test sources, which the figure draws.
+        states: (N, S) of the test sequences, at the longest of `num_views`; None of an encoder alone.
 
     Examples:
         >>> import torch
@@ -73,25 +58,9 @@ class Scorecard:
         >>> views = torch.randn(60, 2, 4) + 3 * labels[:, None, None]
         >>> sequence = ViewSequence(views, torch.randn(60, 1, 2), labels=labels)
         >>> card = evaluate(lambda v: v, sequence, sequence, progress=False)      # an encoder alone
-        >>> card.top1.z.accuracy > 0.9, list(card.skipped)[0]
-        (True, 'transformations')
+        >>> card.top1.z.accuracy > 0.9, card.skipped["transformations"]
+        (True, 'the sequences do not know their group: see ViewSequence.group')
     """
-
-    top1: Top1 | None
-    transformations: TransformationR2 | None
-    from_states: Mapping[int, TransformationR2]
-    paths: Mapping[str, Mapping[int, Regression]]
-    retrieval: Retrieval | None
-    pre: PredictionRetrievalError | None
-    sensitivity: Sensitivity | None
-    composition: CompositionError | None
-    out_of_distribution: TransformationR2 | None
-    collapse: Mapping[str, Mapping[str, float]]
-    skipped: Mapping[str, str]
-    settings: Mapping[str, Any]
-    train: Features = field(repr=False)
-    test: Features = field(repr=False)
-    states: Tensor | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
         """The table."""
@@ -99,7 +68,7 @@ class Scorecard:
             f"{self.settings['train_sources']} training and {self.settings['test_sources']} test sources, "
             f"{self.settings['views']} views each; 95 % intervals in brackets",
             "",
-            *_table(self),
+            *table(self),
         ]
         if self.skipped:
             lines += ["", "Not measured:", *(f"  {name}: {reason}" for name, reason in self.skipped.items())]
@@ -140,8 +109,6 @@ class Scorecard:
         Raises:
             ImportError: matplotlib is not installed: `pip install 'seqjepa[examples]'`.
         """
-        from seqjepa.evaluation._figure import draw
-
         figure = draw(self)
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -167,30 +134,35 @@ def evaluate(
 
     Features are extracted once, in eval mode and without gradient; every measure works on them. Each is a function of
     its own in `seqjepa.evaluation`, whose docstring defines it. What cannot be measured, for want of labels, of a
-    group or of an aggregator, is left out, and the card says why.
+    group or of an aggregator, or because of an error (out of memory included), is left out, and the card says why.
+    Labels are checked before the encoding, which takes long, where all sequences are given at once.
 
     Args:
         model: a [`SeqJEPA`][seqjepa.SeqJEPA]; or anything with its `encode`, `embed`, `aggregate`, and for what is
-            predicted `predict` and `target`; or a function (B, T, …) → (B, T, D), an encoder alone.
-        train: sequences that probes are fitted to: one ViewSequence, several in turn, or `Features`. Where several
-            sequences show one source, give `extract(model, sequences, sources=…)`.
+            predicted `predict` and `target`; or a function (B, T, …) → (B, T, D), an encoder alone. It is taken out of
+            DistributedDataParallel, DataParallel and torch.compile.
+        train: sequences that probes are fitted to, in any order: one ViewSequence, several in turn, or `Features`.
+            Where several sequences show one source, give `extract(model, sequences, sources=…)`.
         test: sequences of other sources, as long.
         ood: sequences transformed out of the range of the training ones, to read with the same probes.
         num_views: M_val of the state's accuracy; by default those of 1, 2, 3, 5, 8 below V, and V.
         hidden: widths of the hidden layers of every regression. (1024, 1024) is SIE's, and takes several times as long.
         batch_size: sources to encode at a time.
         autocast: a dtype to encode in under autocast on a GPU; None for the model's own.
-        max_sequences: how many training sequences regressions from states are fitted to, the first ones; a half as many
-            test sequences. States of all lengths, of blank views too, are most of the work.
-        seed: of pairs, probes, shuffles and intervals.
+        max_sequences: how many training sequences regressions from states are fitted to, at least 2, and half as many
+            test sequences; both drawn at random, of all classes and as many sources as can be. States of all lengths,
+            of blank views too, are most of the work.
+        seed: of draws, pairs, probes, shuffles and intervals.
         progress: show a progress bar, if tqdm is installed.
 
     Returns:
         [`Scorecard`][seqjepa.evaluation.Scorecard].
 
     Raises:
-        ValueError: sequences that are empty, differ in length between train and test, or hold what the probes refuse:
-            one class, fewer sources than classes, constant targets, NaN features.
+        ValueError: sequences that are empty, or differ in length between train and test; features that are not finite;
+            labels of another number than the sequences; a class of the test that training lacks, where all labels are
+            known beforehand; a loader that leaves items out; settings below their least.
+        TypeError: labels that are no integers.
 
     Examples:
         >>> import torch
@@ -203,10 +175,14 @@ def evaluate(
         >>> print(card)                                                                       # doctest: +ELLIPSIS
         40 training and 40 test sources, 3 views each; ...
     """
-    if max_sequences < 2:
-        raise ValueError(f"max_sequences is what regressions are fitted to, at least 2; got {max_sequences}.")
+    _check_settings(hidden, max_sequences)
+    for sequences in (train, test, ood):
+        check_given(sequences)
+    (train_labels, train_views), (test_labels, test_views) = _known(train), _known(test)
+    _check_lengths(train_views, test_views, num_views)
+    if train_labels is not None and test_labels is not None:
+        check_classes(train_labels.cpu(), test_labels.cpu())
     begun = time.perf_counter()
-    skipped: dict[str, str] = {}
     bar = _bar(progress)
 
     def features(sequences: Any) -> Features:
@@ -216,103 +192,56 @@ def evaluate(
 
     bar("encode")
     fit, score = features(train), features(test)
-    if fit.num_views != score.num_views:
-        raise ValueError(
-            f"Training and test sequences must be equally long; got {fit.num_views} and {score.num_views} views."
-        )
-    encoded = time.perf_counter()
-    views, whole = score.num_views, fit.e is not None
-    few, others = fit.first(max_sequences), score.first(max(2, max_sequences // 2))
-    lengths = (
-        tuple(sorted({m for m in (1, 2, 3, 5, 8) if m < views} | {views})) if num_views is None else tuple(num_views)
-    )
-    needs_model = "" if whole else "an encoder alone: give a model with embed, aggregate, predict and target"
-    needs_target = needs_model or ("" if score.target is not None else "a model without target and predict")
-    needs_group = "" if fit.group is not None else "the sequences do not know their group: see ViewSequence.group"
-
-    def measure(name: str, reason: str, work: Callable[[], Result]) -> Result | None:
-        bar(name)
-        if reason:
-            skipped[name] = reason
-            return None
-        return work()
-
-    unlabelled = "" if fit.labels is not None and score.labels is not None else "the sequences have no labels"
-    accuracy = measure("top1", unlabelled, lambda: top1(model, fit, score, num_views=lengths, seed=seed))
-    transformations = measure(
-        "transformations", needs_group, lambda: transformation_r2(fit, score, hidden=hidden, seed=seed)
-    )
-    pairs = [m for m in sorted({1, views // 2}) if 2 * m <= views and m]
-    from_states = measure(
-        "from_states",
-        needs_model or needs_group,
-        lambda: {m: state_transformation_r2(model, few, others, num_views=m, hidden=hidden, seed=seed) for m in pairs},
-    )
-    paths = measure(
-        "paths", needs_model or needs_group, lambda: path_integration(model, few, others, hidden=hidden, seed=seed)
-    )
-    found = measure("retrieval", needs_target or needs_group, lambda: action_retrieval(model, score))
-    unposed = "" if score.elements is not None and rotation_columns(score.group) else "no rotations of space are known"
-    error = measure("pre", needs_target or needs_group or unposed, lambda: prediction_retrieval_error(model, score))
-    moved = measure(
-        "sensitivity",
-        needs_target or needs_group,
-        lambda: sensitivity(model, few, others, hidden=hidden, seed=seed),
-    )
-    short = "" if views >= 3 else f"two steps need three views; got {views}"
-    composed = measure("composition", needs_target or needs_group or short, lambda: composition_error(model, score))
-    none = "" if ood is not None else "no sequences out of distribution were given"
-    outside = measure(
-        "out_of_distribution",
-        needs_group or none,
-        lambda: transformation_r2(fit, features(ood), hidden=hidden, seed=seed),
-    )
-    state = aggregate_states(model, score, min(views, max(lengths, default=views))) if whole else None
-    bar("")
-    return Scorecard(
-        top1=accuracy,
-        transformations=transformations,
-        from_states=from_states or {},
-        paths=paths or {},
-        retrieval=found,
-        pre=error,
-        sensitivity=moved,
-        composition=composed,
-        out_of_distribution=outside,
-        collapse=_collapse(score.z, state),
-        skipped=skipped,
-        settings={
-            "train_sources": len(fit.source_numbers.unique()),
-            "test_sources": len(score.source_numbers.unique()),
-            "train_sequences": len(fit.z),
-            "test_sequences": len(score.z),
-            "views": views,
-            "hidden": list(hidden),
-            "seed": seed,
-            "seconds_encoding": encoded - begun,
-            "seconds_measuring": time.perf_counter() - encoded,
-        },
-        train=fit,
-        test=score,
-        states=state,
-    )
-
-
-def _collapse(z: Tensor, state: Tensor | None) -> dict[str, dict[str, float]]:
-    """Effective ranks, mean cosines and mean deviations, for z and the state apart."""
-    representations = {"z": z[:, 0]} if state is None else {"z": z[:, 0], "state": state}
-    measures = {
-        name: {
-            "rankme": rankme(x),
-            "mean_cosine": mean_pairwise_cosine(x),
-            "deviation": feature_deviation(x).mean().item(),
-            "dim": float(x.shape[1]),
-        }
-        for name, x in representations.items()
+    _check_lengths(fit.num_views, score.num_views, num_views)
+    encoded, views = time.perf_counter(), score.num_views
+    lengths = {m for m in (1, 2, 3, 5, 8) if m < views} | {views} if num_views is None else num_views
+    measuring = Measuring(unwrapped(model), fit, score, sorted(lengths), hidden, max_sequences, seed, bar)
+    made = measuring.all(None if ood is None else lambda: features(ood))
+    settings = {
+        "train_sources": len(fit.source_numbers.unique()),
+        "test_sources": len(score.source_numbers.unique()),
+        "train_sequences": len(fit.z),
+        "test_sequences": len(score.z),
+        "views": views,
+        "hidden": list(hidden),
+        "max_sequences": max_sequences,
+        "seed": seed,
+        "seconds_encoding": encoded - begun,
+        "seconds_measuring": time.perf_counter() - encoded,
     }
-    if z.shape[1] > 1:
-        measures["z"]["lidar"] = lidar(z)
-    return measures
+    return Scorecard(**made, skipped=measuring.skipped, settings=settings, train=fit, test=score)
+
+
+def _check_settings(hidden: Sequence[int], max_sequences: int) -> None:
+    if max_sequences < 2:
+        raise ValueError(f"max_sequences is what regressions are fitted to, at least 2; got {max_sequences}.")
+    if any(width < 1 for width in hidden):
+        raise ValueError(
+            f"hidden lists the widths of the hidden layers, each at least 1, or () for none; got {hidden}."
+        )
+
+
+def _known(sequences: Any) -> tuple[Tensor | None, int | None]:
+    """Labels and number of views, where they are known before the encoding."""
+    if isinstance(sequences, Features):
+        if sequences.labels is not None:
+            check_integers("labels", sequences.labels, "the class of each sequence")
+            check_rows(z=sequences.z, labels=sequences.labels)
+        return sequences.labels, sequences.num_views
+    parts = known_sequences(sequences)
+    if not parts:
+        return None, None
+    labels = [part.labels for part in parts if part.labels is not None]
+    return torch.cat(labels) if len(labels) == len(parts) else None, parts[0].views.shape[1]
+
+
+def _check_lengths(train: int | None, test: int | None, num_views: Sequence[int] | None) -> None:
+    if train is not None and test is not None and train != test:
+        raise ValueError(f"Training and test sequences must be equally long; got {train} and {test} views.")
+    for m in num_views or ():
+        if m < 1 or (test is not None and m > test):
+            rule = "at least 1" if test is None else f"from 1 to the {test} views that there are"
+            raise ValueError(f"num_views (M_val) must be {rule}; got {m}.")
 
 
 def _bar(progress: bool) -> Callable[[str], None]:
@@ -322,7 +251,7 @@ def _bar(progress: bool) -> Callable[[str], None]:
             from tqdm import tqdm
         except ImportError:
             return lambda name: None  # no bar without it
-        bar = tqdm(total=10, desc="encode", unit="measure")
+        bar = tqdm(total=MEASURES + 1, desc="encode", unit="measure")
 
         def advance(name: str) -> None:
             if name:
@@ -334,65 +263,6 @@ def _bar(progress: bool) -> Callable[[str], None]:
 
         return advance
     return lambda name: None
-
-
-def _table(card: Scorecard) -> list[str]:
-    rows: list[tuple[str, str, str]] = [("", "", "chance")]
-
-    def r2(name: str, fit: Regression | None, degrees: float | None = None, by_chance: float | None = None) -> None:
-        if fit is not None:
-            angle = "" if degrees is None else f"  {degrees:.1f}°"
-            chance = f"{fit.chance:.3f}, pooled {fit.pooled_chance:.3f}"
-            chance += "" if by_chance is None else f", {by_chance:.1f}°"
-            rows.append((name, f"{fit.mean:.3f} {fit.interval}  pooled {fit.pooled:.3f}{angle}", chance))
-
-    def percent(name: str, fit: Classification) -> None:
-        value = f"{100 * fit.accuracy:.1f} % [{100 * fit.interval.low:.1f}, {100 * fit.interval.high:.1f}]"
-        rows.append((name, value, f"{100 * fit.chance:.1f} %"))
-
-    if card.top1 is not None:
-        percent("top-1, z", card.top1.z)
-        for m, fit in card.top1.states.items():
-            percent(f"top-1, state of {m}", fit)
-        for name, fit in card.top1.knn.items():
-            percent(f"top-1 of 20 neighbours, {name}", fit)
-    if card.transformations is not None:
-        t = card.transformations
-        r2("R² relative, z pairs", t.relative, t.relative_degrees, t.chance_degrees)
-        r2("R² individual, z", t.individual, t.individual_degrees)
-    for m, t in card.from_states.items():
-        r2(f"R² relative, states of {m}", t.relative, t.relative_degrees, t.chance_degrees)
-        r2(f"R² relative, states of {m} blank views", t.blank)
-        r2(f"R² individual, state of {m}", t.individual, t.individual_degrees)
-    if card.out_of_distribution is not None:
-        t = card.out_of_distribution
-        r2("R² relative, z, out of distribution", t.relative, t.relative_degrees, t.chance_degrees)
-    for variant, curve in card.paths.items():
-        values = "  ".join(f"{m}: {fit.mean:.2f}" for m, fit in curve.items())
-        if values:
-            rows.append((f"R² path, {variant}", values, "0"))
-    if card.retrieval is not None:
-        r = card.retrieval
-        hits = "  ".join(f"H@{k} {value:.3f}" for k, value in r.hits.items())
-        rows.append(("retrieval by action, MRR", f"{r.mrr:.3f} {r.interval}  {hits}", f"{r.chance.mrr:.3f}"))
-    if card.pre is not None:
-        rows.append(("retrieval by action, PRE", f"{card.pre.error:.3f} {card.pre.interval}", f"{card.pre.chance:.3f}"))
-    if card.composition is not None:
-        c = card.composition
-        rows.append(("two steps against one composed", f"{c.distance:.3f}", f"{c.chance:.3f}"))
-    if card.sensitivity is not None:
-        for name, values_of in (
-            ("loss", card.sensitivity.loss),
-            ("top-1", card.sensitivity.top1),
-            ("path R²", card.sensitivity.path_r2),
-        ):
-            for condition, value in values_of.items():
-                rows.append((f"{name}, {condition}", f"{value:.3f}", ""))
-    for name, values_by in card.collapse.items():
-        rows.append((f"RankMe, {name}", f"{values_by['rankme']:.1f} of {values_by['dim']:.0f}", ""))
-        rows.append((f"mean cosine, {name}", f"{values_by['mean_cosine']:.2f}", ""))
-    left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
-    return [f"{name:<{left}}  {value:<{middle}}  {chance}".rstrip() for name, value, chance in rows]
 
 
 def _plain(value: Any) -> Any:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqjepa.evaluation._coordinates import canonical, coordinates, leading_parts, rotation_columns
+from seqjepa.evaluation._coordinates import canonical, coordinates
+from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, degrees_of, group_of, regress
 from seqjepa.evaluation.features import Features, aggregate_states
-from seqjepa.evaluation.regression import Regression, regression_r2, rotation_error
 from seqjepa.groups import Group
 
 __all__ = [
-    "TransformationR2", "coordinates", "out_of_distribution", "path_integration", "state_transformation_r2",
-    "transformation_r2",
+    "TransformationFit", "TransformationR2", "coordinates", "out_of_distribution", "path_integration",
+    "state_transformation_r2", "transformation_r2",
 ]  # fmt: skip
 
-HIDDEN = (256, 256)
 MAX_PAIRS = 24_000  # rows of a regression: more tell little, and take long
 
 
@@ -34,20 +33,18 @@ class TransformationR2:
         relative_degrees: mean geodesic error of the relative rotation, where the action is or holds one of space.
         individual_degrees: that of the individual rotation.
         chance_degrees: mean error of the relative rotation where the predictions are of other pairs.
+        individual_chance_degrees: that of the individual rotation, where the predictions are of other views.
         blank: of states of several views, `relative` where every view is blank: what the actions that a state was told
             give away. Only what `relative` has above it comes from the views.
-
-    Examples:
-        >>> TransformationR2.__name__
-        'TransformationR2'
     """
 
-    relative: Regression
-    individual: Regression | None
+    relative: TransformationFit
+    individual: TransformationFit | None
     relative_degrees: float | None = None
     individual_degrees: float | None = None
     chance_degrees: float | None = None
-    blank: Regression | None = None
+    blank: TransformationFit | None = None
+    individual_chance_degrees: float | None = None
 
 
 def transformation_r2(
@@ -86,19 +83,15 @@ def transformation_r2(
     """
     if max_pairs < 3:
         raise ValueError(f"max_pairs is the number of rows to fit, at least 3; got {max_pairs}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     group = group_of(train)
     fit, score = (
         _pairs(features, limit, generator) for features, limit in ((train, max_pairs), (test, max_pairs // 3))
     )
-    relative = _regress(group, fit, score, hidden, seed)
-    individual, individual_degrees = None, None
+    one = None
     if train.elements is not None and test.elements is not None:
         one = [_singles(f, n, generator) for f, n in ((train, max_pairs), (test, max_pairs // 3))]
-        individual = _regress(group, one[0], one[1], hidden, seed)
-        individual_degrees = _degrees(group, individual, one[1].action)[0]
-    degrees, chance = _degrees(group, relative, score.action)
-    return TransformationR2(relative, individual, degrees, individual_degrees, chance)
+    return _transformation(group, (fit, score), one, hidden, seed)
 
 
 def state_transformation_r2(
@@ -154,26 +147,22 @@ def state_transformation_r2(
         )
     last, other = num_views - 1, 2 * num_views - 1
 
-    def pairs(features: Features, z: Tensor | None = None) -> _Rows:
+    def pairs(features: Features, z: Tensor | None = None) -> Rows:
         states = [aggregate_states(model, features, num_views, z=z, start=start) for start in (0, num_views)]
-        return _Rows(torch.cat(states, dim=1), features.relative(last, other), features.source_numbers)
+        return Rows(torch.cat(states, dim=1), features.relative(last, other), features.source_numbers)
 
     fit, score = pairs(train), pairs(test)
-    relative = _regress(group, fit, score, hidden, seed)
-    individual, individual_degrees, blank = None, None, None
+    one, blank = None, None
     if train.elements is not None and test.elements is not None:
         one = [
-            _Rows(rows.x.chunk(2, dim=1)[0], canonical(group, f.elements[:, last]), rows.source)
+            Rows(rows.x.chunk(2, dim=1)[0], canonical(group, f.elements[:, last]), rows.source)
             for rows, f in ((fit, train), (score, test))
             if f.elements is not None
         ]
-        individual = _regress(group, one[0], one[1], hidden, seed)
-        individual_degrees = _degrees(group, individual, one[1].action)[0]
     if num_views > 1:
         fit_blank, score_blank = (pairs(f, _blank(f, train)) for f in (train, test))
-        blank = _regress(group, fit_blank, score_blank, hidden, seed)
-    degrees, chance = _degrees(group, relative, score.action)
-    return TransformationR2(relative, individual, degrees, individual_degrees, chance, blank)
+        blank = regress(group, (fit_blank, score_blank), hidden, seed)
+    return replace(_transformation(group, (fit, score), one, hidden, seed), blank=blank)
 
 
 def path_integration(
@@ -185,7 +174,7 @@ def path_integration(
     variants: Sequence[str] = ("views and actions", "views only", "actions only", "state alone"),
     hidden: Sequence[int] = HIDDEN,
     seed: int = 0,
-) -> dict[str, dict[int, Regression]]:
+) -> dict[str, dict[int, TransformationFit]]:
     """R² of where a path of M views leads: the transformation from the first view to the one after the last.
 
     Regressed from the predictor's own input, the state of M views and the embedding of the action that leaves the last
@@ -209,7 +198,7 @@ def path_integration(
         seed: of the regressions.
 
     Returns:
-        variant → M_val → [`Regression`][seqjepa.evaluation.Regression].
+        variant → M_val → [`TransformationFit`][seqjepa.evaluation.TransformationFit].
 
     Raises:
         ValueError: an unknown variant; no group; M_val beyond V − 1; the features of an encoder alone.
@@ -240,7 +229,7 @@ def path_integration(
             f"A path of M views leads to view M + 1, so M_val must be from 1 to {shorter - 1} in sequences of "
             f"{shorter} views; got {tuple(lengths)}."
         )
-    curves: dict[str, dict[int, Regression]] = {}
+    curves: dict[str, dict[int, TransformationFit]] = {}
     told: dict[int, list[Tensor]] = {}  # M_val → the states, which two of the variants share
     for variant in variants:
         curves[variant] = {}
@@ -254,7 +243,7 @@ def path_integration(
             if not changed:
                 told[m] = states
             fit, score = (_path_rows(f, state, m, variant) for f, state in zip((train, test), states, strict=True))
-            curves[variant][m] = _regress(group, fit, score, hidden, seed)
+            curves[variant][m] = regress(group, (fit, score), hidden, seed)
     return curves
 
 
@@ -263,12 +252,12 @@ def _path_state(model: Any, features: Features, m: int, variant: str, train: Fea
     return aggregate_states(model, features, m, z=_blank(features, train) if variant == "actions only" else None, e=e)
 
 
-def _path_rows(features: Features, state: Float[Tensor, "N S"], m: int, variant: str) -> _Rows:
+def _path_rows(features: Features, state: Float[Tensor, "N S"], m: int, variant: str) -> Rows:
     if variant == "state alone":
-        return _Rows(state, features.relative(0, m - 1), features.source_numbers)
+        return Rows(state, features.relative(0, m - 1), features.source_numbers)
     assert features.e is not None
     upcoming = torch.zeros_like(features.e[:, m - 1]) if variant == "views only" else features.e[:, m - 1]
-    return _Rows(torch.cat([state, upcoming], dim=1), features.relative(0, m), features.source_numbers)
+    return Rows(torch.cat([state, upcoming], dim=1), features.relative(0, m), features.source_numbers)
 
 
 def _blank(features: Features, train: Features) -> Float[Tensor, "N V D"]:
@@ -312,23 +301,7 @@ def out_of_distribution(
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Inputs of a regression, the action each row is asked for, and the source it belongs to."""
-
-    x: Float[Tensor, "N D"]
-    action: Float[Tensor, "N A"]
-    source: Int[Tensor, "N"]
-
-
-def group_of(features: Features) -> Group:
-    """The group of the actions, or an error that asks for it."""
-    features.relative(0, 0)  # raises where the group is not known
-    assert features.group is not None
-    return features.group
-
-
-def _pairs(features: Features, limit: int, generator: torch.Generator) -> _Rows:
+def _pairs(features: Features, limit: int, generator: torch.Generator) -> Rows:
     """Random ordered pairs of different views, as many of each source; of some sources where the limit is lower."""
     n, v = features.z.shape[:2]
     if v < 2:
@@ -336,48 +309,53 @@ def _pairs(features: Features, limit: int, generator: torch.Generator) -> _Rows:
     kept = _some(n, limit, generator)
     n = len(kept)
     each = max(1, min(v * (v - 1), limit // n))
-    ordered = torch.rand(n, v * (v - 1), generator=generator).argsort(dim=1)[:, :each].flatten()
+    ordered = _shuffled(n, v * (v - 1), each, generator)
     i = ordered // (v - 1)
     j = ordered % (v - 1)
     j = j + (j >= i)  # any view but i
     source = kept.repeat_interleave(each)
     device = features.z.device
     i, j, source = i.to(device), j.to(device), source.to(device)
-    repeated = Features(z=features.z[source, :1], actions=features.actions[source], group=features.group)
+    along, group = features.from_first(), group_of(features)
     x = torch.cat([features.z[source, i], features.z[source, j]], dim=1)
-    return _Rows(x, repeated.relative(i, j), features.source_numbers[source])
+    between = group.compose(group.inverse(along[source, i]), along[source, j])
+    return Rows(x, between, features.source_numbers[source])
 
 
-def _singles(features: Features, limit: int, generator: torch.Generator) -> _Rows:
-    """Views alone, as many of each source as the limit allows."""
+def _singles(features: Features, limit: int, generator: torch.Generator) -> Rows:
+    """Random views alone, as many of each source; of some sources where the limit is lower."""
     assert features.elements is not None
     assert features.group is not None
     n, v = features.z.shape[:2]
     kept = _some(n, limit, generator).to(features.z.device)
     each = max(1, min(v, limit // len(kept)))
-    elements = features.elements[kept, :each].flatten(0, 1)
-    sources = features.source_numbers[kept].repeat_interleave(each)
-    return _Rows(features.z[kept, :each].flatten(0, 1), canonical(features.group, elements), sources)
+    rows = kept.repeat_interleave(each)
+    views = _shuffled(len(kept), v, each, generator).to(rows.device)
+    elements = canonical(features.group, features.elements[rows, views])
+    return Rows(features.z[rows, views], elements, features.source_numbers[rows])
 
 
 def _some(count: int, limit: int, generator: torch.Generator) -> Int[Tensor, "N"]:
     """All rows, or as many as the limit allows, drawn from all: classes may come in order."""
-    return torch.arange(count) if count <= limit else torch.randperm(count, generator=generator)[:limit]
+    if count <= limit:
+        return torch.arange(count, device="cpu")
+    return torch.randperm(count, generator=generator, device="cpu")[:limit]
 
 
-def _regress(group: Group, fit: _Rows, score: _Rows, hidden: Sequence[int], seed: int) -> Regression:
-    return regression_r2(
-        fit.x, coordinates(group, fit.action), score.x, coordinates(group, score.action),
-        hidden=hidden, train_sources=fit.source, test_sources=score.source, seed=seed,
-    )  # fmt: skip
+def _shuffled(rows: int, count: int, each: int, generator: torch.Generator) -> Int[Tensor, "N"]:
+    """`each` different numbers below `count` for every row, one row after the other."""
+    order = torch.rand(rows, count, generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
+    return order[:, :each].flatten()
 
 
-def _degrees(group: Group, regression: Regression, actual: Float[Tensor, "N A"]) -> tuple[float | None, float | None]:
-    """Mean geodesic error of the rotation of space among the actions, if there is just one, and its chance."""
-    columns = rotation_columns(group)
-    if columns is None:
-        return None, None
-    before = actual[..., : columns.start]
-    start = coordinates(leading_parts(group, columns), before).shape[-1] if columns.start else 0
-    error = rotation_error(regression.predictions[:, start : start + 4], actual[:, columns])
-    return error.mean, error.chance
+def _transformation(
+    group: Group, pairs: Sequence[Rows], one: Sequence[Rows] | None, hidden: Sequence[int], seed: int
+) -> TransformationR2:
+    """R² and degrees of pairs, and where parameters are known of single views, for training and test."""
+    relative = regress(group, pairs, hidden, seed)
+    degrees, chance = degrees_of(group, relative, pairs[1])
+    if one is None:
+        return TransformationR2(relative, None, degrees, None, chance)
+    individual = regress(group, one, hidden, seed)
+    of_one, chance_of_one = degrees_of(group, individual, one[1])
+    return TransformationR2(relative, individual, degrees, of_one, chance, individual_chance_degrees=chance_of_one)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seqjepa.evaluation import Classification, knn_probe, linear_probe, regression_r2
 from seqjepa.evaluation._inputs import check_same_device
-from seqjepa.evaluation._statistics import Standardizer, bootstrap, draw_folds, hold_out
+from seqjepa.evaluation._statistics import FOLDS, Standardizer, bootstrap, draw_folds, hold_out
 
 
 def clusters(
@@ -186,16 +186,6 @@ def test_the_interval_covers_what_it_says() -> None:
     assert 0.90 <= covered / 200 <= 0.99
 
 
-@given(st.integers(2, 60), st.integers(1, 4), st.sampled_from([0.1, 0.2, 0.5]), st.booleans())
-def test_holding_out_leaves_some_and_splits_no_source(units: int, views: int, fraction: float, named: bool) -> None:
-    source = torch.arange(units).repeat_interleave(views) if named else None
-    rows = units * views if named else units
-    held = hold_out(rows, fraction, torch.Generator().manual_seed(units), sources=source)
-    assert int(held.sum()) == min(math.ceil(units * fraction), units - 1) * (views if named else 1)
-    if source is not None:
-        assert not set(source[held].tolist()) & set(source[~held].tolist())
-
-
 @given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 5))
 def test_folds_are_of_one_size_by_class_too_and_split_no_source(
     units: int, classes: int, views: int, named: bool, seed: int
@@ -351,3 +341,52 @@ def test_wrong_settings_are_refused() -> None:
         knn_probe(x, y, tx, ty, k=0)
     with pytest.raises(ValueError, match=r"temperature must be above 0; got 0"):
         knn_probe(x, y, tx, ty, temperature=0)
+
+
+@given(st.integers(2, 60), st.integers(1, 4), st.sampled_from([0.1, 0.2, 0.5]), st.booleans())
+def test_holding_out_splits_no_source_and_leaves_one(units: int, views: int, fraction: float, named: bool) -> None:
+    g = torch.Generator().manual_seed(units)
+    source = torch.arange(units).repeat_interleave(views)[torch.randperm(units * views, generator=g)] if named else None
+    held = hold_out(units * views if named else units, fraction, g, sources=source)
+    if source is not None:
+        assert not set(source[held].tolist()) & set(source[~held].tolist())
+    assert int(held.sum()) // (views if named else 1) == min(math.ceil(units * fraction), units - 1)
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.booleans())
+def test_folds_are_even_split_no_source_and_leave_every_class_to_learn(
+    units: int, classes: int, views: int, named: bool
+) -> None:
+    g = torch.Generator().manual_seed(units)
+    unit_label = torch.randint(classes, (units,), generator=g)
+    source = torch.arange(units).repeat_interleave(views)[torch.randperm(units * views, generator=g)] if named else None
+    labels = unit_label if source is None else unit_label[source]
+    folds = draw_folds(len(labels), g, labels=labels, sources=source)
+    of_unit = folds if source is None else torch.stack([folds[source == unit][0] for unit in range(units)])
+    if source is not None:
+        assert torch.equal(of_unit[source], folds)
+    kept = unit_label[of_unit >= 0]
+    sizes = unit_label.bincount(minlength=classes)
+    assert torch.equal(of_unit < 0, sizes[unit_label] == 1)  # a class of one unit is always learnt
+    numbers = range(int(folds.max()) + 1)
+    assert len(numbers) == min(FOLDS, len(kept)) or not (sizes > FOLDS).any()
+    for label in kept.unique():
+        in_fold = of_unit[unit_label == label].bincount(minlength=len(numbers))
+        assert in_fold.max() - in_fold.min() <= 1
+        assert in_fold.count_nonzero() >= 2
+    for fold in numbers:
+        assert (folds == fold).any()
+        assert set(labels[folds != fold].tolist()) == set(labels.tolist())
+
+
+@given(st.integers(2, 30), st.integers(2, 4), st.integers(2, 5))
+def test_folds_leave_every_class_to_learn_where_a_source_has_rows_of_several(
+    units: int, classes: int, views: int
+) -> None:
+    g = torch.Generator().manual_seed(units)
+    source = torch.arange(units).repeat_interleave(views)
+    labels = torch.randint(classes, (len(source),), generator=g)
+    folds = draw_folds(len(labels), g, labels=labels, sources=source)
+    for fold in range(int(folds.max()) + 1):
+        assert set(labels[folds != fold].tolist()) == set(labels.tolist())
+    assert torch.equal(folds.view(units, views), folds[::views, None].expand(-1, views))

@@ -1,11 +1,7 @@
 """The protocols on a world that is known exactly, on models that know nothing, and on a small SeqJEPA."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqjepa import NoActions, ViewSequence
-from seqjepa.data import AugmentedViews, RotatedViews
+from seqjepa import ViewSequence
 from seqjepa.evaluation import (
     Features,
     action_retrieval,
@@ -27,68 +22,18 @@ from seqjepa.evaluation import (
     out_of_distribution,
     path_integration,
     prediction_retrieval_error,
+    probes,
     sensitivity,
     state_transformation_r2,
     top1,
     transformation_r2,
 )
+from seqjepa.evaluation import regression as regressions
+from seqjepa.evaluation._coordinates import coordinate_names
 from seqjepa.evaluation.transformations import coordinates
+from seqjepa.functional import cosine_distance
 from seqjepa.groups import Crop, Group, Hue, Product, Rotation2D, Rotation3D, Scale, Translation
-from tests.builders import tiny_model
-
-GROUP = Rotation3D()
-IDENTITY = 6  # numbers that say which source it is
-
-
-def world(n: int = 300, views: int = 4, seed: int = 0, spread: float = 1.0) -> ViewSequence:
-    """Views that are what they show: a rotation matrix and the source's own numbers, whose first gives the class."""
-    g = torch.Generator().manual_seed(seed)
-    angles = (2 * torch.rand(n, views, 3, generator=g) - 1) * spread
-    q = Rotation3D.from_euler(angles)
-    who = torch.randn(n, 1, IDENTITY, generator=g).expand(n, views, IDENTITY)
-    shown = torch.cat([Rotation3D.to_matrix(q).flatten(2), who], dim=-1)
-    return ViewSequence(shown, GROUP.actions(q), q, (who[:, 0, 0] > 0).long(), GROUP)
-
-
-class Exact:
-    """A model that computes what seq-JEPA learns: z shows the pose, the state sums the source up and where it is."""
-
-    def encode(self, views: Tensor) -> Tensor:
-        return views
-
-    def target(self, views: Tensor) -> Tensor:
-        return views
-
-    def embed(self, actions: Tensor) -> Tensor:
-        return actions
-
-    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
-        path = GROUP.path_composition(e) if e.abs().sum() else torch.zeros(len(z), 4)
-        return torch.cat([z[:, -1, :9], z[..., 9:].mean(dim=1), path], dim=-1)
-
-    def predict(self, state: Tensor, e: Tensor) -> Tensor:
-        turned = state[:, :9].unflatten(1, (3, 3)) @ Rotation3D.to_matrix(e)
-        return torch.cat([turned.flatten(1), state[:, 9 : 9 + IDENTITY]], dim=-1)
-
-
-class Ignorant(Exact):
-    """One that keeps the source's numbers and ignores pose and actions: invariant throughout."""
-
-    def encode(self, views: Tensor) -> Tensor:
-        return views[..., 9:] + 0
-
-    def target(self, views: Tensor) -> Tensor:
-        return views[..., 9:] + 0
-
-    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
-        return z.mean(dim=1)
-
-    def predict(self, state: Tensor, e: Tensor) -> Tensor:
-        return state
-
-
-def both(model: Any, views: int = 4) -> tuple[Features, Features]:
-    return extract(model, world(seed=0, views=views)), extract(model, world(seed=1, views=views))
+from tests.evaluation.worlds import GROUP, IDENTITY, Exact, Ignorant, both, world
 
 
 @given(seed=st.integers(0, 2**31))
@@ -99,16 +44,6 @@ def test_relative_transformations_are_those_of_the_parameters(seed: int) -> None
     rows = torch.arange(20)
     expected = GROUP.relative(features.elements[rows, i], features.elements[rows, j])
     assert GROUP.distance(features.relative(i, j), expected).max() < 2e-3
-
-
-def test_relative_transformations_are_actions_where_parameters_are_not() -> None:
-    group = Product({"window": Crop(), "size": Scale()})
-    g = torch.Generator().manual_seed(0)
-    sides = torch.randn(20, 4, 3, generator=g).exp()
-    flip = torch.randint(2, (20, 4, 1), generator=g).float()
-    t = torch.cat([torch.randn(20, 4, 2, generator=g), sides[..., :2], flip, sides[..., 2:]], dim=-1)
-    features = extract(lambda v: v, ViewSequence(t, group.actions(t), t, None, group))
-    torch.testing.assert_close(features.relative(3, 1), group.relative(t[:, 3], t[:, 1]), rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_exact_scores_as_such() -> None:
@@ -232,150 +167,6 @@ def test_degrees_find_the_rotation_behind_circular_parts() -> None:
     assert fit.individual_degrees < 1
 
 
-def batches(sampler: Any, labels: Tensor, channels: int = 3, size: int = 8) -> ViewSequence:
-    g = torch.Generator().manual_seed(int(labels.sum()))
-    images = torch.rand(len(labels), channels, size, size, generator=g) * (0.3 + 0.7 * labels[:, None, None, None])
-    sequence: ViewSequence = sampler(images, generator=g)
-    return sequence._replace(labels=labels)
-
-
-def test_extraction_moves_nothing_of_the_model_and_does_not_depend_on_chunks() -> None:
-    model = tiny_model(action_dim=1).train()
-    model.encoder.bn1.eval()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [part.training for part in model.modules()]
-    sequence = batches(RotatedViews(3), torch.arange(10) % 2)
-    whole = extract(model, sequence, batch_size=10)
-    for batch_size in (1, 3):
-        chunked = extract(model, sequence, batch_size=batch_size)
-        for name in ("z", "e", "target", "labels", "elements", "pictures"):
-            torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
-    several = extract(model, [sequence._replace(views=sequence.views), sequence])
-    assert len(several.z) == 20
-    assert not whole.z.requires_grad
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [part.training for part in model.modules()] == modes
-    assert whole.e is not None
-    expected = model.eval().aggregate(whole.z[:, :2], whole.e[:, :1])
-    torch.testing.assert_close(aggregate_states(model, whole, 2), expected)
-
-
-def test_parameters_by_name_become_elements_where_the_group_names_them() -> None:
-    sequence = batches(AugmentedViews(3, 8), torch.arange(6) % 2)
-    assert extract(lambda v: v.flatten(2), sequence).elements is None  # crops need the image's size
-    sequence = batches(RotatedViews(3), torch.arange(6) % 2)
-    elements = extract(lambda v: v.flatten(2), sequence).elements
-    assert elements is not None
-    torch.testing.assert_close(elements, sequence.parameters)
-
-
-def test_the_scorecard_holds_everything_and_is_written_whole(tmp_path: Path) -> None:
-    model = tiny_model(action_dim=1)
-    train, test = (batches(RotatedViews(4, 60), (torch.arange(80) + k) % 2) for k in range(2))
-    card = evaluate(model, train, test, ood=test, hidden=(), progress=False)
-    assert set(card.skipped) == {"pre"}
-    assert card.top1 is not None
-    assert list(card.top1.states) == [1, 2, 3, 4]
-    assert list(card.from_states) == [1, 2]
-    text = str(card)
-    for words in ("80 training and 80 test", "top-1, state of 4", "R² relative, z pairs", "R² path, views and actions",
-                  "MRR", "two steps against", "RankMe, state", "out of distribution", "loss, target of another source",
-                  "no rotations of space are known"):  # fmt: skip
-        assert words in text, words
-    card.to_json(tmp_path / "new" / "card.json")
-    read = json.loads((tmp_path / "new" / "card.json").read_text(encoding="utf-8"))
-    assert read["top1"]["z"]["accuracy"] == card.top1.z.accuracy
-    assert read["paths"]["views and actions"]["1"]["mean"] == card.paths["views and actions"][1].mean
-    assert "test" not in read
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["card.json"]
-    figure = card.figure(tmp_path / "card.png")
-    assert (tmp_path / "card.png").stat().st_size > 10_000
-    assert any("Path integration" in axis.get_title() for axis in figure.axes)
-    assert (
-        evaluate(model, train, test, ood=test, hidden=(), progress=False).to_dict()["paths"] == card.to_dict()["paths"]
-    )
-
-
-def test_an_encoder_alone_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
-    train, test = (batches(RotatedViews(3, 60), (torch.arange(60) + k) % 2) for k in range(2))
-    card = evaluate(lambda v: v.flatten(2), train, test, hidden=(), progress=False)
-    assert card.top1 is not None
-    assert card.transformations is not None
-    assert card.top1.states == {}
-    assert card.states is None
-    assert "an encoder alone" in card.skipped["paths"]
-    card.figure(tmp_path / "card.png")
-    bare = evaluate(lambda v: v.flatten(2), train._replace(labels=None, group=None), test, hidden=(), progress=False)
-    assert "no labels" in bare.skipped["top1"]
-    assert "do not know their group" in bare.skipped["transformations"]
-
-
-def test_regressions_from_states_are_fitted_to_the_first_sequences() -> None:
-    train, test = both(Exact())
-    few, others = train.first(100), test.first(50)
-    assert train.elements is not None
-    assert few.elements is not None
-    assert len(few.z) == len(few.actions) == 100
-    assert torch.equal(few.elements, train.elements[:100])
-    assert len(train.first(10_000).z) == len(train.z)
-    card = evaluate(Exact(), train, test, hidden=(), max_sequences=100, progress=False)
-    alone = path_integration(Exact(), few, others, hidden=())
-    for variant, curve in alone.items():
-        assert {m: fit.mean for m, fit in card.paths[variant].items()} == {m: fit.mean for m, fit in curve.items()}
-
-
-def test_a_model_without_actions_is_measured_too() -> None:
-    model = tiny_model(action_dim=1, embedder=NoActions())
-    train, test = (batches(RotatedViews(3, 60), (torch.arange(60) + k) % 2) for k in range(2))
-    card = evaluate(model, train, test, hidden=(), progress=False)
-    assert card.sensitivity is not None
-    assert card.sensitivity.loss["actions of other sources"] == pytest.approx(card.sensitivity.loss["as they are"])
-
-
-def normed(images: Tensor) -> Tensor:
-    """An encoder whose batch norm is hidden behind a function."""
-    return NORM(images.flatten(2).flatten(0, 1)).unflatten(0, images.shape[:2])
-
-
-NORM = torch.nn.BatchNorm1d(15)
-
-
-class Holder:
-    def __init__(self, norm: torch.nn.Module) -> None:
-        self.norm = norm
-
-    def __call__(self, views: Tensor) -> Tensor:
-        return normed(views)
-
-
-@pytest.mark.parametrize(
-    "encoder", [normed, lambda v: NORM(v.flatten(0, 1)).unflatten(0, v.shape[:2]), partial(normed), Holder(NORM)]
-)
-def test_modules_behind_a_function_are_in_eval_mode_too(encoder: Any) -> None:
-    NORM.train()
-    before = NORM.running_mean.clone() if NORM.running_mean is not None else None
-    extract(encoder, world(8, 3))
-    torch.testing.assert_close(NORM.running_mean, before, rtol=0, atol=0)
-    assert NORM.training
-
-
-def test_what_comes_in_turn_is_cut_and_only_features_are_kept() -> None:
-    seen = []
-
-    def encoder(views: Tensor) -> Tensor:
-        seen.append(len(views))
-        return views * 1
-
-    features = extract(encoder, [world(100, 3), world(30, 3)], batch_size=32)
-    assert max(seen) == 32
-    assert len(features.z) == 130
-    sequence = world(100, 3)
-    for part in (features, extract(encoder, sequence, batch_size=32)):
-        assert part.pictures is not None
-        assert part.pictures.shape[0] == 64
-        assert part.pictures.untyped_storage().nbytes() == part.pictures.nbytes
-
-
 def test_sequences_of_one_source_do_not_count_as_independent() -> None:
     train, test = world(100, 3, seed=0), world(40, 3, seed=1)
     test = test._replace(views=test.views + torch.randn(test.views.shape), labels=torch.arange(40) % 2)
@@ -431,7 +222,7 @@ def test_states_of_blank_views_know_what_the_actions_give_away() -> None:
     fit = state_transformation_r2(Exact(), train, test, num_views=2)
     assert fit.blank is not None
     assert 0.1 < fit.blank.mean < fit.relative.mean - 0.2  # poses come from a box: actions locate them in it
-    other = replace(test, z=test.z.flip(0))
+    other = replace(test, z=test.z + 5)  # nor does what is blank: that is the mean of training
     again = state_transformation_r2(Exact(), train, other, num_views=2).blank
     assert again is not None
     assert again.mean == fit.blank.mean  # the views do not enter
@@ -457,15 +248,262 @@ def test_no_view_stays_in_its_place_where_views_are_shuffled(views: int) -> None
     assert "views in another order" not in short.loss
 
 
-def test_a_model_that_predicts_nothing_is_measured_as_far_as_it_goes() -> None:
-    exact = Exact()
-    parts = SimpleNamespace(encode=exact.encode, embed=exact.embed, aggregate=exact.aggregate)
-    card = evaluate(parts, world(60), world(60, seed=1), hidden=(), progress=False)
-    assert card.top1 is not None
-    assert list(card.top1.knn) == ["z", "state of 4"]
-    assert card.paths
-    assert card.from_states
-    assert {"retrieval", "sensitivity", "composition", "pre"} <= set(card.skipped)
+def test_what_sensitivity_measures_as_it_is_is_what_the_other_protocols_do() -> None:
+    train, test = both(Exact())
+    m, moved = 3, sensitivity(Exact(), train, test, hidden=())
+    path = path_integration(Exact(), train, test, num_views=(m,), variants=("views and actions",), hidden=())
+    expected = path["views and actions"][m]
+    assert moved.path_r2["as they are"] == pytest.approx(expected.mean, abs=1e-5)
+    assert abs(expected.mean - expected.pooled) > 0.01  # one scalar mean would show
+    assert moved.top1["as they are"] == pytest.approx(top1(Exact(), train, test, num_views=(m,)).states[m].accuracy)
+    alone = sensitivity(Ignorant(), *both(Ignorant()), hidden=())
+    model, (_, test) = Ignorant(), both(Ignorant())
+    assert test.target is not None
+    predicted = model.predict(test.z[:, :m].mean(dim=1), torch.zeros(300, 4))
+    assert alone.loss["as they are"] == pytest.approx(
+        cosine_distance(predicted, test.target[:, m]).mean().item(), abs=1e-6
+    )
+
+
+class Telling(Ignorant):
+    """Its state is what it was told; it keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.told: list[Tensor] = []
+        self.seen: list[Tensor] = []
+        self.upcoming: list[Tensor] = []
+
+    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+        self.told.append(e)
+        self.seen.append(z)
+        return torch.cat([z.mean(dim=1), e.flatten(1)], dim=1)
+
+    def predict(self, state: Tensor, e: Tensor) -> Tensor:
+        self.upcoming.append(e)
+        return 7 * state[:, :IDENTITY]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_no_source_is_told_its_own_actions_where_they_are_shuffled(times: int) -> None:
+    sequence = world(24)
+    sources = torch.arange(24) // times
+    own = Rotation3D.random(24 // times, 1, generator=torch.Generator().manual_seed(0))[sources].expand(-1, 3, -1)
+    test = extract(Ignorant(), sequence._replace(actions=own), sources=sources)
+    model = Telling()
+    moved = sensitivity(model, extract(Ignorant(), world(40, seed=1)), test, hidden=())
+    names = list(moved.path_r2)
+    for name, told, upcoming in zip(names, model.told, model.upcoming, strict=False):
+        assert (told == own[:, :2]).all(dim=2).any() == (name != "actions of other sources")
+        assert (upcoming == own[:, 2]).all(dim=1).any() == (
+            "other sources" not in name and "another source" not in name
+        )
+    assert names.index("last action of another source") == 2
+    target = test.target
+    assert target is not None
+    others = [
+        cosine_distance(7 * test.z[i, :3].mean(dim=0), target[j, 3])
+        for i in range(24) for j in range(24) if sources[i] != sources[j]
+    ]  # fmt: skip
+    assert moved.loss["target of another source"] == pytest.approx(torch.stack(others).mean().item(), abs=1e-5)
+
+
+def test_a_prediction_is_fed_back_at_the_length_of_a_view() -> None:
+    model, test = Telling(), extract(Ignorant(), world(30))
+    composition_error(model, test)
+    fed_back = next(z for z in model.seen if z.shape[1] == 2)
+    assert torch.equal(fed_back[:, 0], test.z[:, 0])
+    torch.testing.assert_close(fed_back[:, 1].norm(dim=1), test.z[:, 0].norm(dim=1))
+    assert not torch.allclose(fed_back[:, 1].norm(dim=1), (7 * test.z[:, 0]).norm(dim=1))
+
+
+class Shifting(Exact):
+    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+        return z[:, -1]
+
+    def predict(self, state: Tensor, e: Tensor) -> Tensor:
+        return state + torch.cat([e, e.new_zeros(len(e), state.shape[1] - e.shape[1])], dim=1)
+
+
+def test_chance_of_composition_is_of_other_sources_in_any_order() -> None:
+    g = torch.Generator().manual_seed(0)
+    source = torch.arange(10).repeat_interleave(8)
+    who = torch.randn(10, 1, 4, generator=g)[source].expand(-1, 4, -1)
+    t = torch.rand(80, 4, 2, generator=g)
+    found = []
+    for order in (torch.arange(80), torch.randperm(80, generator=g)):
+        views = torch.cat([t, who], dim=-1)[order]
+        sequence = ViewSequence(views, t.diff(dim=1)[order], t[order], None, Translation(2))
+        found.append(composition_error(Shifting(), extract(Shifting(), sequence, sources=source[order])))
+    assert found[0].chance == pytest.approx(found[1].chance, abs=1e-6)
+    first, second, third = (torch.cat([t[:, k], who[:, 0]], dim=1) for k in range(3))
+    fed_back = second / second.norm(dim=1, keepdim=True) * first.norm(dim=1, keepdim=True)
+    two = Shifting().predict(fed_back, t[:, 2] - t[:, 1])
+    others = [cosine_distance(two[i], third[j]) for i in range(80) for j in range(80) if source[i] != source[j]]
+    assert found[0].chance == pytest.approx(torch.stack(others).mean().item(), abs=1e-5)
+    assert found[0].distance == pytest.approx(cosine_distance(two, third).mean().item(), abs=1e-5)
+    assert found[0].two_steps == pytest.approx(found[0].distance, abs=1e-5)
+    assert found[0].one_step < 1e-5
+    assert found[0].relative == pytest.approx(found[0].distance / found[0].chance)
+    one = extract(Shifting(), sequence, sources=torch.zeros(80, dtype=torch.long))
+    with pytest.raises(ValueError, match="chance two sources; got 4 views of 1 sources"):
+        composition_error(Shifting(), one)
+    with pytest.raises(ValueError, match="at least two sources and two views; got 1 sources of 4 views"):
+        sensitivity(Shifting(), one, one)
+
+
+def test_chance_is_that_of_the_commonest_class_of_training() -> None:
+    train, test = both(Exact())
+    labels = torch.arange(300)
+    train, test = replace(train, labels=(labels % 3 > 0).long()), replace(test, labels=(labels % 10 == 0).long())
+    assert top1(Exact(), train, test, num_views=()).z.chance == pytest.approx(0.1)
+
+
+def numbered(n: int, views: int) -> Features:
+    """z tells the source and the view, and so do the parameters."""
+    number = torch.arange(n * views).view(n, views, 1).float()
+    t = torch.cat([number // views, number % views], dim=-1)
+    return extract(lambda v: v, ViewSequence(t, t.diff(dim=1), t, None, Translation(2)))
+
+
+def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[tuple[Tensor, Tensor, Any]]:
+    """What `transformation_r2` regresses: features, targets and sources of training, relative and individual."""
+    asked = []
+
+    def spy(x: Tensor, y: Tensor, *rest: Any, train_sources: Tensor, **options: Any) -> Any:
+        asked.append((x, y, train_sources))
+        return real(x, y, *rest, train_sources=train_sources, **options)
+
+    real = regressions.regression_r2
+    monkeypatch.setattr("seqjepa.evaluation._fits.regression_r2", spy)
+    transformation_r2(features, features, hidden=(), **settings)
+    monkeypatch.undo()
+    return asked
+
+
+def test_pairs_are_of_two_views_of_a_source_and_drawn_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = numbered(30, 4)
+    every = rows_of(monkeypatch, features)[0][0].view(-1, 4)
+    assert len(every) == len(every.unique(dim=0)) == 30 * 12  # all ordered pairs, each once
+    (x, y, sources), (single, parameters, _) = rows_of(monkeypatch, features, max_pairs=90)
+    assert len(x) == 90
+    assert (x[:, 0] == x[:, 2]).all()
+    assert (x[:, 1] != x[:, 3]).all()
+    assert torch.equal(sources, x[:, 0].long())
+    assert torch.equal(sources.bincount(), torch.full((30,), 3))  # as many of each
+    assert torch.equal(y, x[:, 2:] - x[:, :2])
+    pairs = {(int(a), int(b)) for a, b in x[:, [1, 3]]}
+    assert len(pairs) == 12
+    assert torch.equal(single, parameters)
+    assert len(single) == len(single.unique(dim=0)) == 90
+    assert set(single[:, 1].tolist()) == {0, 1, 2, 3}
+    assert not torch.equal(rows_of(monkeypatch, features, max_pairs=90, seed=1)[0][0], x)
+    few = rows_of(monkeypatch, features, max_pairs=20)
+    assert len(few[0][0]) == len(few[1][0]) == 20
+    assert len(few[0][2].unique()) == 20
+    assert few[0][2].max() > 20  # sources from everywhere
+
+
+def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = torch.arange(60) // 2
+    train = extract(Exact(), world(60), sources=sources)
+    test = extract(Exact(), world(60, seed=1), sources=sources)
+    calls = []
+
+    def spied(real: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*arguments: Tensor, **options: Any) -> Any:
+            calls.append((real.__name__, arguments, options))
+            return real(*arguments, **options)
+
+        return spy
+
+    for module in ("accuracy", "shuffles"):
+        monkeypatch.setattr(f"seqjepa.evaluation.{module}.linear_probe", spied(probes.linear_probe))
+    monkeypatch.setattr("seqjepa.evaluation.accuracy.knn_probe", spied(probes.knn_probe))
+    monkeypatch.setattr("seqjepa.evaluation._fits.regression_r2", spied(regressions.regression_r2))
+    monkeypatch.setattr("seqjepa.evaluation._fits.rotation_error", spied(regressions.rotation_error))
+    top1(Exact(), train, test, num_views=(1, 2))
+    transformation_r2(train, test, hidden=())
+    state_transformation_r2(Exact(), train, test, num_views=2, hidden=())
+    path_integration(Exact(), train, test, hidden=())
+    sensitivity(Exact(), train, test, hidden=())
+    assert len(calls) == 3 + 2 + 4 + 5 + 11 + 2
+    for name, arguments, options in calls:
+        rows = {"train_sources": arguments[0], "test_sources": arguments[2 if len(arguments) == 4 else 1]}
+        asked = [key for key in rows if key in options] if name != "rotation_error" else []
+        if name == "rotation_error":
+            assert len(options["sources"]) == len(arguments[0])
+        assert asked or name == "rotation_error"
+        for key in asked:
+            assert len(options[key]) == len(rows[key])
+            assert len(options[key].unique()) == 30
+        if name in ("linear_probe", "regression_r2"):
+            assert "train_sources" in options
+
+
+@pytest.mark.parametrize("max_sources", [20, 2000])
+def test_pre_searches_sequences_drawn_from_all(max_sources: int) -> None:
+    test = extract(Exact(), world(60)._replace(labels=None))
+    found = prediction_retrieval_error(Exact(), test, max_sources=max_sources, seed=2)
+    some = test.draw(max_sources, seed=2)
+    expected = prediction_retrieval_error(Exact(), some, seed=2)
+    assert (found.error, found.interval, found.chance) == (expected.error, expected.interval, expected.chance)
+    assert (found.chance == prediction_retrieval_error(Exact(), test).chance) == (max_sources > 60)
+
+
+@pytest.mark.parametrize("views", [2, 5])
+def test_an_ignorant_predictor_has_the_pre_of_chance(views: int) -> None:
+    class Same(Exact):
+        def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+            return z[:, -1]
+
+        def predict(self, state: Tensor, e: Tensor) -> Tensor:
+            return state
+
+    g = torch.Generator().manual_seed(0)
+    q, z = Rotation3D.random(300, views, generator=g), torch.randn(300, views, 16, generator=g)
+    test = extract(Same(), ViewSequence(z, GROUP.actions(q), q, None, GROUP))
+    found = prediction_retrieval_error(Same(), test)
+    assert found.interval.low < found.chance < found.interval.high
+    expected = 1 - (q[:, :1] * q[:, 1:]).sum(dim=-1).square()  # each query finds the first view
+    assert found.error == pytest.approx(expected.mean().item(), abs=1e-5)
+    one = extract(Same(), ViewSequence(z[:, :1], q[:, :0], q[:, :1], None, GROUP))
+    with pytest.raises(ValueError, match="PRE predicts other views than the first; got sequences of one view"):
+        prediction_retrieval_error(Same(), one)
+
+
+def test_intervals_of_retrieval_are_over_sources() -> None:
+    once = extract(Exact(), world(30))
+    noise = 2 * torch.randn(30, 4, 15, generator=torch.Generator().manual_seed(0))
+    assert once.target is not None
+    once = replace(once, z=once.z + noise, target=once.target)
+    many: dict[str, Any] = {f: torch.cat([getattr(once, f)] * 9) for f in ("z", "actions", "e", "target", "elements")}
+    unnamed = replace(once, labels=None, pictures=None, pictured=None, **many)
+    named = replace(unnamed, sources=torch.arange(30).repeat(9))
+    for measure in (action_retrieval, prediction_retrieval_error):
+        widths = [(i := measure(Exact(), f).interval).high - i.low for f in (once, unnamed, named)]
+        assert widths[1] < 0.6 * widths[0]
+        assert widths[2] > 0.75 * widths[0]
+        assert measure(Exact(), once, seed=1).interval != measure(Exact(), once).interval
+
+
+def test_every_number_of_a_target_has_a_name() -> None:
+    group = Product({
+        "turn": Rotation3D(), "angles": Rotation2D(2), "crop": Crop(), "hue": Hue(), "size": Scale(),
+        "shift": Translation(2), "inner": Product({"hue": Hue(), "blur": Translation(1)}),
+    })  # fmt: skip
+    names = coordinate_names(group)
+    assert len(set(names)) == len(names) == coordinates(group, group.identity()[None]).shape[1]
+    assert names[:9] == ("turn x", "turn y", "turn z", "turn w", "angles cos 0", "angles cos 1", "angles sin 0",
+                         "angles sin 1", "crop y")  # fmt: skip
+    assert names[-8:] == ("hue cos", "hue sin", "size", "shift 0", "shift 1", "inner hue cos", "inner hue sin",
+                          "inner blur")  # fmt: skip
+    fit = transformation_r2(*[numbered_line(60)] * 2, hidden=()).relative
+    assert (fit.outputs, fit.left_out) == (("action",), ())
+
+
+def numbered_line(n: int) -> Features:
+    t = torch.rand(n, 3, 1, generator=torch.Generator().manual_seed(0))
+    return extract(lambda v: v, ViewSequence(t, t.diff(dim=1), t, None, Translation(1)))
 
 
 SHORT = extract(Exact(), world(10, 2))
@@ -476,6 +514,7 @@ FULL = extract(Exact(), world(10, 3))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: observation_grid({1: Exact()}, {1: (ALONE, ALONE)}, num_views=(1,)), "M_tr 1 are those of an encoder"),
         (lambda: aggregate_states(Exact(), FULL, 4), r"M_val\) must be from 1 to the 3 views that there are; got 4"),
         (lambda: aggregate_states(Exact(), ALONE, 1), "these are the features of an encoder alone"),
         (lambda: top1(Exact(), replace(FULL, labels=None), FULL), "Accuracy needs labels; the sequences have none"),
@@ -489,7 +528,7 @@ FULL = extract(Exact(), world(10, 3))
         (lambda: composition_error(Exact(), SHORT), "Two steps need three views, .* got 2 views of 10 sources"),
         (lambda: sensitivity(Exact(), FULL, extract(Exact(), world(1, 3))), "at least two sources .* got 1 sources"),
         (lambda: extract(Exact(), []), "There is nothing to evaluate"),
-        (lambda: FULL.first(0), "count is a number of sequences, at least 1; got 0"),
+        (lambda: FULL.draw(0), "count is a number of sequences, at least 1; got 0"),
         (lambda: evaluate(Exact(), FULL, FULL, max_sequences=1, progress=False), "at least 2; got 1"),
         (lambda: extract(Exact(), world(4), batch_size=0), "batch_size is .*, at least 1; got 0"),
         (lambda: extract(lambda v: v.flatten(1), world(4)), r"An encoder maps views \(B, T, …\) to z \(B, T, D\)"),

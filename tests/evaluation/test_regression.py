@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from seqjepa.evaluation import Regression, _mlp, regression_r2, rotation_error
+from seqjepa.evaluation._statistics import FOLDS, Standardizer, draw_folds
 from seqjepa.groups import Rotation3D
 
 SMALL: dict[str, Any] = {"hidden": (64, 64)}
@@ -274,9 +275,7 @@ def test_wrong_input_is_refused() -> None:
     constant[:, 1] = 3.3
     with pytest.raises(ValueError, match=r"no output has any in both .* train_y has none in output 0\. Draw rows"):
         regression_r2(x, constant[:, 1:2], tx, ty[:, 1:2])
-    with pytest.raises(
-        ValueError, match=r"no output has any in both .* test_y has none in its 1 rows in output 0, 1, 2"
-    ):
+    with pytest.raises(ValueError, match=r"no output has any in both .* test_y, of 1 rows, has none in output 0, 1, 2"):
         regression_r2(x, y, tx[:1], ty[:1])
     with pytest.raises(ValueError, match=r"train_y must be finite; 30 of 30 rows"):
         regression_r2(x, y * torch.nan, tx, ty)
@@ -344,3 +343,68 @@ def test_wrong_rotations_are_refused() -> None:
         rotation_error(q, 2 * q)
     with pytest.raises(ValueError, match=r"actual must be finite"):
         rotation_error(q, q * torch.nan)
+
+
+@pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
+def test_an_output_that_never_varies_is_named_and_changes_nothing_of_the_others(settings: dict[str, Any]) -> None:
+    x, y, tx, ty = linear_data()
+    without = regression_r2(x, y, tx, ty, **settings)
+    value = torch.full((len(y), 1), 3.3)
+    got = regression_r2(
+        x, torch.cat([y[:, :1], value, y[:, 1:]], 1), tx, torch.cat([ty[:, :1], value, ty[:, 1:]], 1), **settings
+    )
+    assert got.constant == (1,)
+    assert without.constant == ()
+    for name in ("mean", "pooled", "interval", "pooled_interval", "chance", "pooled_chance", "l2", "steps"):
+        assert getattr(got, name) == getattr(without, name), name
+    assert math.isnan(got.per_output[1])
+    assert (got.per_output[0], *got.per_output[2:]) == without.per_output
+    torch.testing.assert_close(got.predictions[:, 1:2], value)
+    assert torch.equal(got.predictions[:, [0, 2, 3]], without.predictions)
+    assert str(got).endswith("; without output 1, constant")
+    assert "without" not in str(without)
+
+
+def test_an_output_that_varies_in_one_set_alone_is_left_out_too() -> None:
+    x, y, tx, ty = linear_data()
+    still = torch.full((len(y),), 3.3)
+    learnt = regression_r2(x, y, tx, torch.stack([ty[:, 0], ty[:, 1], still], 1), hidden=())
+    unlearnt = regression_r2(x, torch.stack([still, y[:, 1], y[:, 2]], 1), tx, ty, hidden=())
+    assert (learnt.constant, unlearnt.constant) == ((2,), (0,))
+    whole = regression_r2(x, y, tx, ty, hidden=())
+    assert learnt.mean == pytest.approx(sum(whole.per_output[:2]) / 2)
+    assert torch.equal(learnt.predictions, whole.predictions)  # what varied in training is predicted all the same
+    assert unlearnt.predictions[:, 0].unique().tolist() == pytest.approx([3.3])
+
+
+def test_the_choice_of_the_linear_fit_is_that_of_folds_done_by_hand() -> None:
+    x, y, tx, ty = (part.double() for part in linear_data(n=60, d=50, noise=8.0))
+    source = torch.arange(60) // 2
+    grid = (1e-2, 1e-1, 1.0, 10.0)
+    z, t = Standardizer(x)(x), Standardizer(y)(y)
+    folds = draw_folds(60, torch.Generator().manual_seed(3), sources=source)
+    errors = []
+    for l2 in grid:
+        error = 0.0
+        for fold in range(FOLDS):
+            held = folds == fold
+            fit = Ridge(alpha=l2 * int((~held).sum())).fit(z[~held].numpy(), t[~held].numpy())
+            error += ((fit.predict(z[held].numpy()) - t[held].numpy()) ** 2).sum()
+        errors.append(error)
+    got = regression_r2(x, y, tx, ty, hidden=(), l2=grid, train_sources=source, seed=3)
+    assert got.l2 == grid[errors.index(min(errors))]
+    assert regression_r2(x, y, tx, ty, hidden=(), l2=grid[::-1], train_sources=source, seed=3).l2 == got.l2
+
+
+def test_among_equal_strengths_the_strongest_is_chosen() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.zeros(40, 3), torch.randn(40, 2, generator=g)  # nothing to learn from: every l2 is as good
+    assert regression_r2(x, y, x, y, hidden=(), l2=(1e-3, 10.0, 1.0)).l2 == 10.0
+
+
+def test_targets_keep_their_precision_beside_features_of_less() -> None:
+    x, y, tx, ty = (part.double() for part in linear_data())
+    far = torch.tensor([1e9, 0.0, 0.0], dtype=torch.float64)
+    got = regression_r2(x.float(), y + far, tx.float(), ty + far, hidden=(), l2=1.0)
+    plain = regression_r2(x.float(), y, tx.float(), ty, hidden=(), l2=1.0)
+    assert got.per_output == pytest.approx(plain.per_output, abs=1e-4)

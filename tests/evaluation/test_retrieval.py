@@ -104,6 +104,41 @@ def test_pre_is_the_pose_of_the_nearest_row_of_any_object() -> None:
     assert str(got).startswith(f"PRE {got.error:.3f} [")
 
 
+def test_pre_and_its_chance_are_of_the_views_to_be_found() -> None:
+    queries, gallery, q = torch.randn(6, 3, 5), torch.randn(6, 4, 5), Rotation3D.random(6, 4)
+    targets = torch.randint(4, (6, 3))
+    got, row = pre(queries, gallery, q, targets=targets), gallery.flatten(0, 1).double()
+    rotations = q.flatten(0, 1).double()
+    errors, chances = [], []
+    for i in range(6):
+        for k in range(3):
+            nearest = max(range(24), key=lambda j: cosine(queries[i, k].double(), row[j]))
+            sought = q[i, int(targets[i, k])].double()
+            errors.append(1 - float(sought @ rotations[nearest]) ** 2)
+            chances += [1 - float(sought @ other) ** 2 for other in rotations]
+    assert got.error == pytest.approx(sum(errors) / 18, abs=1e-5)
+    assert got.chance == pytest.approx(sum(chances) / len(chances), abs=1e-6)
+    assert pre(queries[:, :1], gallery, q, targets=targets[:, :1]).chance != got.chance
+
+
+def test_intervals_are_over_objects_and_over_sources_where_they_are_named() -> None:
+    g = torch.Generator().manual_seed(0)
+    gallery, q = torch.randn(40, 4, 16, generator=g), Rotation3D.random(40, 4, generator=g)
+    lost = (torch.arange(40) % 2 == 0)[:, None, None]  # half of the objects are found in every view, half in none
+    queries = torch.where(lost, torch.randn(40, 4, 16, generator=g), gallery)
+    sources = torch.arange(40) % 4  # two found, two lost
+    for measure in (
+        lambda **named: retrieval(queries, gallery, **named),
+        lambda **named: pre(queries, gallery, q, **named),
+    ):
+        by_object, by_source = measure().interval, measure(sources=sources).interval
+        spread = 1.96 * 2 * 0.5 / 40**0.5  # of the mean of forty that are there or not, where rows would be 160
+        assert 0.3 * spread < by_object.high - by_object.low < 1.2 * spread
+        assert by_source.high - by_source.low > 2 * (by_object.high - by_object.low)
+        with pytest.raises(ValueError, match="source of each of the 40 rows; got 39"):
+            measure(sources=sources[1:])
+
+
 def test_the_sign_of_a_quaternion_means_nothing() -> None:
     queries, gallery, q = torch.randn(6, 4, 5), torch.randn(6, 4, 5), Rotation3D.random(6, 4)
     signs = (torch.rand(6, 4, 1) < 0.5).float() * 2 - 1
@@ -158,7 +193,9 @@ def test_wrong_input_is_refused() -> None:
         retrieval(x, x, targets=torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"views of the gallery, 0 … 3; got 4 … 4"):
         retrieval(x, x, targets=torch.full((3, 4), 4))
-    with pytest.raises(ValueError, match=r"\(O, V, D\), \(O, V, D\) and \(O, V, 4\); got \(3, 4, 5\), \(3, 4, 5\) and"):
+    with pytest.raises(ValueError, match=r"\(O, Q, D\), \(O, V, D\) and \(O, V, 4\); got \(3, 4, 5\), \(3, 4, 5\) and"):
         pre(x, x, q[:, :3])
+    with pytest.raises(ValueError, match=r"got 3 queries and 4 views\. Name the views with targets="):
+        pre(x[:, :3], x, q)
     with pytest.raises(ValueError, match=r"must be unit quaternions, x y z w; some have another length"):
         pre(x, x, 2 * q)

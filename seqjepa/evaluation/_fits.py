@@ -1,0 +1,92 @@
+"""Regressions of the actions of a group, output by output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seqjepa.evaluation._coordinates import (
+    coordinate_names,
+    coordinates,
+    leading_parts,
+    rotation_columns,
+    steady_coordinates,
+)
+from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.regression import Regression, regression_r2, rotation_error
+from seqjepa.groups import Group
+
+__all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress"]
+
+HIDDEN = (256, 256)
+
+
+@dataclass(frozen=True, eq=False)
+class TransformationFit(Regression):
+    """A [`Regression`][seqjepa.evaluation.Regression] of an action or of parameters, whose outputs have names.
+
+    Attributes:
+        outputs: what each number of `per_output` is of, such as "rotation x" or "hue cos".
+
+    Examples:
+        >>> import torch
+        >>> from seqjepa import ViewSequence
+        >>> from seqjepa.evaluation import extract, transformation_r2
+        >>> from seqjepa.groups import Hue, Product, Translation
+        >>> t = torch.rand(100, 3, 2) * torch.tensor([1.0, 0.0])                      # the hue never changes
+        >>> group = Product({"shift": Translation(1), "hue": Hue()})
+        >>> features = extract(lambda views: views, ViewSequence(t, group.actions(t), t, group=group))
+        >>> fit = transformation_r2(features, features, hidden=()).relative
+        >>> fit.outputs, fit.left_out
+        (('shift', 'hue cos', 'hue sin'), ('hue cos', 'hue sin'))
+    """
+
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The outputs that never vary, in training or in the test, by name: no R² is of them."""
+        return tuple(self.outputs[i] for i in self.constant)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Inputs of a regression, the action each row is asked for, and the source it belongs to."""
+
+    x: Float[Tensor, "N D"]
+    action: Float[Tensor, "N A"]
+    source: Int[Tensor, "N"]
+
+
+def group_of(features: Features) -> Group:
+    """The group of the actions, or an error that asks for it."""
+    if features.group is None:
+        features.from_first()  # raises
+    assert features.group is not None
+    return features.group
+
+
+def regress(group: Group, rows: Sequence[Rows], hidden: Sequence[int], seed: int) -> TransformationFit:
+    """Regress the coordinates of actions, from rows to fit to and rows to score."""
+    fit, score = rows
+    targets, actual = (steady_coordinates(group, part.action) for part in rows)
+    regression = regression_r2(
+        fit.x, targets, score.x, actual,
+        hidden=hidden, train_sources=fit.source, test_sources=score.source, seed=seed,
+    )  # fmt: skip
+    return TransformationFit(**vars(regression), outputs=tuple(name or "action" for name in coordinate_names(group)))
+
+
+def degrees_of(group: Group, regression: Regression, score: Rows) -> tuple[float | None, float | None]:
+    """Mean geodesic error of the rotation of space among the actions, if there is just one, and its chance."""
+    columns = rotation_columns(group)
+    if columns is None:
+        return None, None
+    before = score.action[..., : columns.start]
+    start = coordinates(leading_parts(group, columns), before).shape[-1] if columns.start else 0
+    predicted = regression.predictions[:, start : start + 4]
+    error = rotation_error(predicted, score.action[:, columns], sources=score.source)
+    return error.mean, error.chance
