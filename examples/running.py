@@ -81,7 +81,7 @@ def write_settings(settings: Any) -> None:
 
 def command_that_goes_on(settings: Any, program: str, ranks: int) -> str:
     """Of a run that was interrupted."""
-    launcher = f"torchrun --nproc-per-node {ranks}" if ranks > 1 else "python"
+    launcher = f"torchrun --nproc-per-node {ranks} --" if ranks > 1 else "python"
     return f"{launcher} {program} --config {Path(settings.run, 'config.json')} --resume auto"
 
 

@@ -3,7 +3,7 @@
     python examples/train.py --data objects --size 32 --steps 2000 --run runs/a
     python examples/train.py --config runs/a/config.json --resume auto          # go on, also after a crash
     python examples/train.py --data my/photographs --sampler saccades --size 64 --encoder vit_tiny_patch16_224
-    torchrun --nproc-per-node 8 examples/train.py --data imagenet --root data --size 128 --encoder resnet18 --run runs/b
+    torchrun --nproc-per-node 8 -- examples/train.py --data imagenet --root data --encoder resnet18 --run runs/b
 
 The run's folder holds config.json, metrics.jsonl, TensorBoard's events (where it is installed), checkpoints/, and at
 the end model/, for SeqJEPA.from_pretrained. Ctrl-C and SIGTERM save first. Needs `pip install 'seqjepa[examples]'`.

@@ -10,6 +10,7 @@ attempt ended.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -21,6 +22,10 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+NEEDED = (
+    "torch._dynamo", "huggingface_hub.hf_api", "safetensors.torch", "einops._torch_specific", "tqdm",
+    "sources", "running", "seqjepa.training", "seqjepa.evaluation", "torch.nn.parallel",
+)  # fmt: skip
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -143,12 +148,9 @@ def attempt(ranks: int, moment: str | None, options: list[str]) -> list[int]:
 def main() -> None:
     ranks, moments, options = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
     sys.path.insert(0, str(EXAMPLES))
-    import sklearn.datasets  # noqa: F401 what the children would import, each anew
+    for needed in NEEDED:
+        importlib.import_module(needed)  # once here, instead of in each child
     import torch
-
-    import seqjepa.data.readers
-    import seqjepa.evaluation
-    import seqjepa.training  # noqa: F401
 
     torch.set_num_threads(1)
     for moment in [*moments, None]:

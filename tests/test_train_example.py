@@ -263,15 +263,15 @@ MOMENTS = ["write 2", "step 4", "fsync 3", "replace 2", "replaced 2"]
 
 
 def test_a_run_killed_in_steps_and_in_saves_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
-    assert killed(tmp_path / "straight", 1, [], "--steps", "12") == [[0]]
-    ends = killed(tmp_path / "killed", 1, MOMENTS, "--steps", "12", "--workers", "2")
+    assert killed(tmp_path / "straight", 1, [], "--steps", "9") == [[0]]
+    ends = killed(tmp_path / "killed", 1, MOMENTS, "--steps", "9", "--workers", "2")
     assert ends == [[-signal.SIGKILL]] * 5 + [[0]]
     assert_same_run(tmp_path / "killed", tmp_path / "straight")
 
 
 def test_so_does_one_on_two_processes(tmp_path: Path) -> None:
-    assert killed(tmp_path / "straight", 2, [], "--steps", "6", "--batch-size", "4") == [[0, 0]]
-    ends = killed(tmp_path / "killed", 2, ["step 3", "write 2"], "--steps", "6", "--batch-size", "4")
+    assert killed(tmp_path / "straight", 2, [], "--steps", "5", "--batch-size", "4") == [[0, 0]]
+    ends = killed(tmp_path / "killed", 2, ["step 2", "write 2"], "--steps", "5", "--batch-size", "4")
     assert all(-signal.SIGKILL in codes for codes in ends[:-1])
     assert ends[-1] == [0, 0]
     assert len(ends) == 3
@@ -315,7 +315,7 @@ def test_torchrun_restarts_two_processes_until_the_run_is_done(tmp_path: Path) -
     options = [*SMALL, "--steps", "8", "--batch-size", "4", "--resume", "auto"]
     port = "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"
     for name, program in (("straight", str(ROOT / "examples" / "train.py")), ("killed", str(script))):
-        command = [*TORCHRUN, *port, program, *options, "--run", str(tmp_path / name)]
+        command = [*TORCHRUN, *port, "--", program, *options, "--run", str(tmp_path / name)]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path / "killed", tmp_path / "straight")
