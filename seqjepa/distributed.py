@@ -38,7 +38,12 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are; 1 where torch.distributed is not in use."""
+    """How many processes there are; 1 where torch.distributed is not in use.
+
+    Examples:
+        >>> world_size()
+        1
+    """
     return dist.get_world_size() if _in_use() else 1
 
 

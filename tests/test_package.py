@@ -11,8 +11,10 @@ import pytest
 
 import seqjepa
 import seqjepa.data
+import seqjepa.distributed
 import seqjepa.evaluation
 import seqjepa.groups
+import seqjepa.training
 
 PACKAGE = Path(seqjepa.__file__).parent
 
@@ -77,7 +79,7 @@ import torch
 before = set(sys.modules)
 environment, loggers = dict(os.environ), set(logging.root.manager.loggerDict)
 handlers, level = list(logging.root.handlers), logging.root.level
-import seqjepa, seqjepa.presets, seqjepa.interop, seqjepa.groups, seqjepa.data, seqjepa.evaluation
+import seqjepa, seqjepa.presets, seqjepa.interop, seqjepa.groups, seqjepa.data, seqjepa.evaluation, seqjepa.training
 heavy = {"timm", "torchvision", "matplotlib", "sklearn", "huggingface_hub", "safetensors", "scipy", "tqdm", "PIL"}
 print(sorted(heavy & (set(sys.modules) - before)), sorted(set(logging.root.manager.loggerDict) - loggers))
 assert environment == dict(os.environ)
@@ -103,7 +105,7 @@ def test_nothing_unpickles_but_through_weights_only() -> None:
                 assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
 
 
-MODULES = [seqjepa, seqjepa.groups, seqjepa.data, seqjepa.evaluation]
+MODULES = [seqjepa, seqjepa.groups, seqjepa.data, seqjepa.evaluation, seqjepa.distributed, seqjepa.training]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

@@ -181,6 +181,16 @@ def test_a_batch_norm_with_a_forward_of_its_own_is_refused_before_anything_chang
     assert type(model[0]) is nn.BatchNorm2d
 
 
+def test_a_group_of_one_process_is_one_process(tmp_path: Path) -> None:
+    x, norm = torch.randn(8, 3), nn.BatchNorm1d(3)
+    expected = copy.deepcopy(norm)(x)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        assert torch.equal(sync_batch_norm(norm)(x), expected)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_statistics_are_put_back_as_they_were() -> None:
     model = tiny_model(action_dim=3)
     statistics = RunningStatistics(model)

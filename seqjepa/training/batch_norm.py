@@ -21,7 +21,14 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class SyncBatchNorm(_BatchNorm):
     """`torch.nn.SyncBatchNorm` on a GPU, and the same over gloo on a CPU, where torch's refuses.
 
-    It is none of torch's class: DistributedDataParallel takes those on GPUs alone.
+    It is none of torch's class: DistributedDataParallel takes those on GPUs alone. Made by
+    [`sync_batch_norm`][seqjepa.training.sync_batch_norm].
+
+    Examples:
+        >>> import torch
+        >>> norm = sync_batch_norm(torch.nn.BatchNorm1d(4))
+        >>> type(norm).__name__, norm(torch.randn(8, 4)).mean(0).abs().max() < 1e-6      # over all ranks' rows
+        ('SyncBatchNorm', tensor(True))
     """
 
     process_group: Any = None
@@ -30,7 +37,9 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Float[Tensor, "N C *rest"]) -> Float[Tensor, "N C *rest"]:
         """Normalise by the mean and the variance of all ranks' rows in training mode, else by the running ones."""
-        if input.device.type != "cpu" or not self.training or world_size() == 1:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        if input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         self._check_input_dim(input)
         axes, shape = [0, *range(2, input.ndim)], [1, -1] + [1] * (input.ndim - 2)
