@@ -6,8 +6,6 @@ import copy
 import operator
 import os
 import re
-import socket
-import weakref
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -21,12 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from seqjepa._checks import unwrap
 from seqjepa.distributed import broadcast_object, gather_objects, rank, world_size
+from seqjepa.training._lock import hold, owner, release
 from seqjepa.training._settings import as_built, keep_new_settings, set_rates
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there nobody keeps two runs apart
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Checkpoints"]
 
@@ -35,9 +29,6 @@ NAME = re.compile(r"step-(\d+)\.pt")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 # Of every rank the same: rank 0's is kept. All else is kept of each rank.
 REPLICATED = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler)
-
-_locks: dict[str, int] = {}  # folder → descriptor of its lock; of this process, until it ends
-_owners: dict[str, weakref.ref[Checkpoints]] = {}  # folder → who saves into it
 
 
 class Checkpoints:
@@ -106,7 +97,6 @@ class Checkpoints:
         self._built = as_built(self._things)
         self.latest: Path | None = None
         self._folder = Path(folder) / "checkpoints"
-        self._key = os.path.abspath(self._folder)
         self._may_save = False  # not before it is known that nothing is there, or what is there was restored
         self._not_whole: set[Path] = set()
         _agree(self._open)
@@ -156,9 +146,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Let another process have the folder. The end of this one does so too."""
-        if _owner(self._key) is self:
-            _owners.pop(self._key)
-            os.close(_locks.pop(self._key))
+        release(self._folder, self)
 
     def _is_shared(self, name: str) -> bool:
         return isinstance(self._things[name], REPLICATED)
@@ -172,8 +160,7 @@ class Checkpoints:
     def _open(self) -> None:
         """Make the folder, lock it, and clear away what a killed save left."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        _lock(self._folder, self._key)
-        _owners[self._key] = weakref.ref(self)
+        hold(self._folder, self)
         for left in self._folder.glob(".step-*.tmp"):
             left.unlink(missing_ok=True)
 
@@ -273,7 +260,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def _check_may_save(self, step: int) -> None:
-        if _owner(self._key) is not self:
+        if owner(self._folder) is not self:
             raise RuntimeError(
                 f"Another Checkpoints of this process has taken {self._folder} over, or this one was closed. Give each "
                 "run a folder of its own."
@@ -319,47 +306,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"it is not in the format {FORMAT!r}")
     return content
-
-
-def _lock(folder: Path, key: str) -> None:
-    file = folder / ".lock"
-    held = _locks.get(key)
-    if held is not None and file.exists() and os.path.samestat(os.fstat(held), file.stat()):
-        return
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace") or "unknown"
-        os.close(descriptor)
-        raise RuntimeError(
-            f"Another run has {folder}: process {holder}. Wait for it, end it, or choose another folder."
-        ) from None
-    except OSError as error:  # some network file systems know no locks
-        warn(f"{folder} cannot be locked ({error}); see to it that no other run uses it.", stacklevel=5)
-    if held is not None:
-        os.close(held)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
-    _locks[key] = descriptor
-
-
-def _forget_locks() -> None:
-    """In a forked worker of a loader, which may outlive the run by seconds: the lock is the run's alone."""
-    for descriptor in _locks.values():
-        os.close(descriptor)
-    _locks.clear()
-    _owners.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
-def _owner(key: str) -> Checkpoints | None:
-    owner = _owners.get(key)
-    return None if owner is None else owner()
 
 
 def _flush_folder(folder: Path) -> None:
