@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_axes", "check_batch_norm", "check_floating", "check_like", "check_tensor", "is_compiled", "unwrap",
-    "weight_of",
+    "check_axes", "check_batch_norm", "check_floating", "check_like", "check_tensor", "is_compiled", "like_weights",
+    "plain_names", "unwrap", "weight_of",
 ]  # fmt: skip
 
 
@@ -53,26 +54,47 @@ def weight_of(module: nn.Module) -> Tensor | None:
     return None
 
 
-def check_like(name: str, tensor: Tensor, weight: Tensor | None, *, lower_precision_too: bool = False) -> None:
-    """Raise unless `tensor` lies on the device of `weight`, in its dtype (or one that autocast converts).
+def like_weights(name: str, tensor: Tensor, weight: Tensor | None) -> Tensor:
+    """The tensor in the dtype of `weight`, promoted where it is of lower precision, as `torch.cat` would.
 
-    With `lower_precision_too`, half precision and float32 may meet: some encoders convert by themselves.
+    Raises where it lies on another device, or is of higher precision and autocast does not convert it.
     """
     if weight is None:
+        return tensor
+    _check_device(name, tensor, weight)
+    if tensor.dtype == weight.dtype or (_meet(tensor, weight) and _autocasts(tensor)):
+        return tensor
+    if torch.promote_types(tensor.dtype, weight.dtype) != weight.dtype:
+        raise _other_dtype(name, tensor, weight)
+    return tensor.to(weight.dtype)
+
+
+def check_like(name: str, tensor: Tensor, weight: Tensor | None) -> None:
+    """Raise unless `tensor` lies on the device of `weight`, both in float64 or neither: encoders may convert."""
+    if weight is None:
         return
+    _check_device(name, tensor, weight)
+    if not _meet(tensor, weight) and tensor.dtype != weight.dtype:
+        raise _other_dtype(name, tensor, weight)
+
+
+def _check_device(name: str, tensor: Tensor, weight: Tensor) -> None:
     if tensor.device != weight.device:
         raise ValueError(
             f"{name} must lie where the weights do, on {weight.device}; got {tensor.device}. "
             f"Move one of them: {name}.to({str(weight.device)!r})."
         )
-    if tensor.dtype == weight.dtype:
-        return
-    meets = torch.float64 not in (tensor.dtype, weight.dtype) and (lower_precision_too or _autocasts(tensor))
-    if not meets:
-        raise TypeError(
-            f"{name} must have the dtype of the weights, {weight.dtype}; got {tensor.dtype}. "
-            f"Convert with {name}.to({weight.dtype}), or run under torch.autocast."
-        )
+
+
+def _meet(tensor: Tensor, weight: Tensor) -> bool:
+    return torch.float64 not in (tensor.dtype, weight.dtype)
+
+
+def _other_dtype(name: str, tensor: Tensor, weight: Tensor) -> TypeError:
+    return TypeError(
+        f"{name} must have the dtype of the weights, {weight.dtype}; got {tensor.dtype}. "
+        f"Convert with {name}.to({weight.dtype}), or run under torch.autocast."
+    )
 
 
 def _autocasts(tensor: Tensor) -> bool:
@@ -94,3 +116,19 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = module.module
         else:
             return module
+
+
+def plain_names(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names of weights without what `torch.compile` and DistributedDataParallel wrappers put into them."""
+    wrappers = [  # inner ones first, so that the outer parts of a name are still as they were
+        f"{name}.{'_orig_mod' if is_compiled(module) else 'module'}.".lstrip(".")
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_compiled(module) or isinstance(module, nn.parallel.DistributedDataParallel)
+    ][::-1]
+    plain = []
+    for name in names:
+        for wrapper in wrappers:
+            if name.startswith(wrapper):
+                name = wrapper[: wrapper.rindex(".", 0, -1) + 1 if "." in wrapper[:-1] else 0] + name[len(wrapper) :]
+        plain.append(name)
+    return plain

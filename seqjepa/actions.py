@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_batch_norm, check_like, weight_of
+from seqjepa._checks import check_axes, check_batch_norm, like_weights, weight_of
 
 __all__ = ["ActionEmbedder", "NoActions", "RawActions"]
 
@@ -39,7 +39,7 @@ class ActionEmbedder(nn.Module):
 
     Raises:
         ValueError: another rank or action size, another device; a size below 1; an unknown norm.
-        TypeError: a dtype other than the weights'.
+        TypeError: a higher precision than the weights'.
 
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3.
@@ -85,7 +85,7 @@ class ActionEmbedder(nn.Module):
                 f"An action has {self.action_dim} numbers here; got actions of shape {tuple(actions.shape)}, "
                 f"{actions.shape[-1]} each. Build the embedder with action_dim={actions.shape[-1]}."
             )
-        check_like("actions", actions, weight_of(self.projection))
+        actions = like_weights("actions", actions, weight_of(self.projection))
         if self.norm == "batch":
             check_batch_norm(actions.shape[0] * actions.shape[1], self.training, "actions")
         e = self.normalization(self.projection(rearrange(actions, "b t a -> (b t) a")))

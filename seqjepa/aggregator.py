@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like, check_tensor
+from seqjepa._checks import check_axes, check_tensor, like_weights
+from seqjepa._modes import eval_mode, fresh_casts
 
 __all__ = ["SequenceAggregator", "SinusoidalPositions"]
 
@@ -39,8 +41,9 @@ class SequenceAggregator(nn.Module):
         never read, whatever they hold.
 
     Raises:
-        ValueError: heads that do not divide `dim`; another rank, width or device; a mask of another shape.
-        TypeError: tokens of another dtype than the weights; a mask that is not bool.
+        ValueError: heads that do not divide `dim`; another rank, width or device; a mask of another shape; fewer
+            positions than views, or positions of another width.
+        TypeError: tokens of a higher precision than the weights; a mask that is not bool.
 
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3; layers after Vaswani et al. 2017.
@@ -114,9 +117,7 @@ class SequenceAggregator(nn.Module):
             >>> SequenceAggregator(64).eval().attention(torch.randn(2, 3, 64)).shape
             torch.Size([2, 3, 4, 4, 4])
         """
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            self.eval()
+        with eval_mode(self), fresh_casts(tokens.device):
             x, attend = self._sequence(tokens, mask)
             weights = []
             for layer in self.layers:
@@ -124,9 +125,6 @@ class SequenceAggregator(nn.Module):
                 weights.append(layer.attention_weights(x, attend))
                 x = layer(x, attend)
             return torch.stack(weights, dim=1)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _sequence(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """[AGG] in front of the tokens, and who may be attended to: (B, 1, 1, 1+T)."""
@@ -136,15 +134,35 @@ class SequenceAggregator(nn.Module):
                 f"Tokens are {self.dim} wide here; got shape {tuple(tokens.shape)}, {tokens.shape[-1]} wide. A token "
                 "is an encoder output and an action embedding, side by side: dim = D + E."
             )
-        check_like("tokens", tokens, self.token)
+        tokens = like_weights("tokens", tokens, self.token)
         attend = None
         if mask is not None:
             check_mask(mask, tokens)
             tokens = tokens.masked_fill(~mask[..., None], 0)  # so that a NaN in the padding stays there
             attend = F.pad(mask, (1, 0), value=True)[:, None, None]
         if self.positions is not None:
-            tokens = tokens + self.positions(_indices(tokens, mask)).to(tokens.dtype)
+            tokens = tokens + self._positions(tokens, mask).to(tokens.dtype)
         return torch.cat([self.token.expand(tokens.shape[0], 1, -1), tokens], dim=1), attend
+
+    def _positions(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """The encoded index of each view, or an error that says which views have none."""
+        assert self.positions is not None
+        length, rows = tokens.shape[1], getattr(self.positions, "num_embeddings", None)
+        try:
+            if rows is not None and mask is None and length > rows:  # a GPU would not say so, but stop altogether
+                raise IndexError(f"{rows} rows")
+            encoded = self.positions(_indices(tokens, mask))
+        except IndexError as error:
+            raise ValueError(
+                f"Every view of a sequence needs a position; {type(self.positions).__name__} has too few for {length} "
+                f"views ({error}). Build the aggregator with more: positions=nn.Embedding({length}, {self.dim})."
+            ) from error
+        if encoded.shape[-1] != self.dim:
+            raise ValueError(
+                f"Positions are added to the tokens, {self.dim} wide; {type(self.positions).__name__} makes them "
+                f"{encoded.shape[-1]} wide. Build it {self.dim} wide."
+            )
+        return encoded
 
 
 class SinusoidalPositions(nn.Module):
@@ -187,15 +205,19 @@ class _Layer(nn.Module):
     def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float, *, norm_first: bool) -> None:
         super().__init__()
         self.heads, self.norm_first = heads, norm_first
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
         self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self.qkv.weight)  # as nn.MultiheadAttention starts
-        nn.init.zeros_(self.qkv.bias)
+        bound = math.sqrt(6 / (dim + 3 * dim))  # as nn.MultiheadAttention starts: all three drawn as one matrix
+        for projection in (self.q, self.kv):
+            nn.init.uniform_(projection.weight, -bound, bound)
+            nn.init.zeros_(projection.bias)
         nn.init.zeros_(self.out.bias)
+        self.register_load_state_dict_pre_hook(_split_joint_projection)
 
     def forward(self, x: Tensor, attend: Tensor | None, queries: int | None = None) -> Tensor:
         head = x[:, :queries]
@@ -219,10 +241,17 @@ class _Layer(nn.Module):
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
     def _project(self, x: Tensor, queries: int | None) -> list[Tensor]:
-        dim = x.shape[-1]
-        q = F.linear(x[:, :queries], self.qkv.weight[:dim], self.qkv.bias[:dim])
-        k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
-        return [rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v)]
+        k, v = self.kv(x).chunk(2, dim=-1)
+        return [rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.q(x[:, :queries]), k, v)]
+
+
+def _split_joint_projection(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook: weights saved when one projection `qkv` made queries, keys and values."""
+    for kind in ("weight", "bias"):
+        joint = state_dict.pop(f"{prefix}qkv.{kind}", None)
+        if joint is not None:
+            dim = len(joint) // 3
+            state_dict[f"{prefix}q.{kind}"], state_dict[f"{prefix}kv.{kind}"] = joint[:dim], joint[dim:]
 
 
 def check_mask(mask: Tensor, sequence: Tensor) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seqjepa._checks import check_floating, check_like, check_tensor, weight_of
+from seqjepa._modes import eval_mode, fresh_casts
 
 __all__ = ["encode_views", "feature_width", "timm_encoder", "with_cifar_stem"]
 
@@ -133,7 +134,7 @@ def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Floa
             f"views must have the axes (B, T, …), for images (B, T, C, H, W); got shape {tuple(views.shape)}."
         )
     check_floating("views", views)
-    check_like("views", views, weight_of(encoder), lower_precision_too=True)
+    check_like("views", views, weight_of(encoder))
     features = encoder(rearrange(views, "b t ... -> (b t) ..."))
     n = views.shape[0] * views.shape[1]
     if not isinstance(features, Tensor):
@@ -163,19 +164,21 @@ def feature_width(encoder: nn.Module, view_shape: tuple[int, ...]) -> int:
         D.
 
     Raises:
-        ValueError: the encoder does not return (N, D).
+        ValueError: the encoder does not take such a view, or does not return (N, D).
 
     Examples:
         >>> feature_width(timm_encoder("resnet18"), (3, 64, 64))
         512
     """
-    modes = [(module, module.training) for module in encoder.modules()]
     weight = weight_of(encoder)
-    like = torch.empty(0) if weight is None else weight
-    try:
-        encoder.eval()
-        blank = torch.zeros(1, 1, *view_shape, device=like.device, dtype=like.dtype)
-        return encode_views(encoder, blank).shape[-1]
-    finally:
-        for module, training in modes:
-            module.training = training
+    like = torch.empty(0, device="cpu") if weight is None else weight
+    blank = torch.zeros(1, 1, *view_shape, device=like.device, dtype=like.dtype)
+    with eval_mode(encoder), fresh_casts(like.device):
+        try:
+            return encode_views(encoder, blank).shape[-1]
+        except (RuntimeError, AssertionError, IndexError) as error:  # the encoder's own: ours are Value- and TypeErrors
+            raise ValueError(
+                f"The width of an encoder is found by encoding one blank view; {type(encoder).__name__} cannot encode "
+                f"one of shape {tuple(view_shape)}: {error}. Say what your views are: view_shape=(C, H, W), or "
+                "img_size= for an encoder from timm."
+            ) from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["CosineSchedule", "WarmupCosineSchedule", "cosine_distance", "mse_distance", "smooth_l1_distance"]
@@ -84,12 +85,24 @@ def mse_distance(prediction: Float[Tensor, "*B D"], target: Float[Tensor, "*B D"
     return (prediction - target).square().mean(-1)
 
 
-@dataclass(frozen=True)
-class CosineSchedule:
+class _Settings:
+    """A schedule's settings belong to the run that made it, never to a checkpoint.
+
+    torch's `LambdaLR` saves the `__dict__` of a schedule and, on loading, writes what was saved into the new one's: a
+    run resumed with a longer schedule would go on with the old length, and end at rate zero. Here the values live in
+    slots, which come before the `__dict__`: there is nothing in it to save, and what is written to it is not looked at.
+    """
+
+    __slots__ = ("__dict__",)
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSchedule(_Settings):
     """A value that moves from `start` to `end` on a cosine (half a period), and stays there.
 
     `end − (end − start) · (1 + cos(π · step / total_steps)) / 2`, for step 0 … total_steps. The paper's target
-    momentum is `CosineSchedule(0.996, 1.0, total_steps)`.
+    momentum is `CosineSchedule(0.996, 1.0, total_steps)`. A checkpoint never changes a schedule: what it was built with
+    holds, also where a resumed run is to be longer.
 
     Attributes:
         start: value at step 0.
@@ -113,18 +126,30 @@ class CosineSchedule:
         if self.total_steps < 1:
             raise ValueError(f"total_steps is the length of the run in steps, at least 1; got {self.total_steps}.")
 
-    def __call__(self, step: int) -> float:
-        """The value at `step`, counted from 0."""
-        progress = min(step / self.total_steps, 1.0)
-        return self.end - (self.end - self.start) * (1 + math.cos(math.pi * progress)) / 2
+    @overload
+    def __call__(self, step: int) -> float: ...
+    @overload
+    def __call__(self, step: Int[Tensor, ""]) -> Float[Tensor, ""]: ...
+
+    def __call__(self, step: int | Tensor) -> float | Tensor:
+        """The value at `step`, counted from 0: of a tensor a tensor, on its device, which is not waited for."""
+        if isinstance(step, Tensor):
+            progress = (step.to(_widest_float(step.device)) / self.total_steps).clamp(max=1.0)
+            return self.end - (self.end - self.start) * (1 + torch.cos(math.pi * progress)) / 2
+        return self.end - (self.end - self.start) * (1 + math.cos(math.pi * min(step / self.total_steps, 1.0))) / 2
 
 
-@dataclass(frozen=True)
-class WarmupCosineSchedule:
+def _widest_float(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupCosineSchedule(_Settings):
     """A learning rate with a linear warm-up from `start` to `peak`, then a cosine decay to `end`.
 
     The paper's: `WarmupCosineSchedule(1e-5, 4e-4, 1e-5, warmup_steps, total_steps)`. Called with the step, it gives the
-    rate itself; on an optimiser, set it as the example does.
+    rate itself; on an optimiser, set it as the example does. A checkpoint never changes a schedule: what it was built
+    with holds, also where a resumed run is to be longer.
 
     Attributes:
         start: rate at step 0.

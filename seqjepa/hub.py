@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import json
 import os
-import tempfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from seqjepa._checks import is_compiled, unwrap
+from seqjepa._checks import plain_names, unwrap
+from seqjepa._files import move_into_place, staging_folder
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator, SinusoidalPositions
 from seqjepa.encoders import timm_encoder
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["PretrainedModule"]
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-COMPILED = "_orig_mod."
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 FORMAT = 1
+DEEPEST = 20  # a distance in a loss in a model is three
 # Options of timm that read a file or the network: a folder someone sent us shall not.
 REACHING_OUT = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
@@ -48,22 +51,18 @@ class PretrainedModule(nn.Module):
     """Save a model made of parts, and get it back with the same bits.
 
     A part of this package is written down by its constructor's arguments, each kept as an attribute. A part of the
-    user's own is saved by its weights alone, and handed to `from_pretrained` by name. State dicts do not tell whether a
-    part was compiled or parallel.
+    user's own is saved by its weights alone, and handed to `from_pretrained` by name. Saved weights, and those that are
+    loaded, need not tell whether a part was compiled or parallel.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_state_dict_post_hook(_strip_wrappers)
-        self.register_load_state_dict_pre_hook(_find_wrapped_parts)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights if all of them fit; otherwise raise, with nothing loaded.
 
         Args:
-            state_dict: from `state_dict()`, of a model with compiled parts or without.
+            state_dict: from `state_dict()`. Where torch.compile or DistributedDataParallel wrapped the model or a part
+                of it then or now, the names they add (`module.`, `_orig_mod.`) make no difference.
             strict: whether every weight must be there, and no other.
-            assign: take the tensors themselves instead of copying them.
+            assign: take the tensors themselves instead of copying them: for a model built on the meta device.
 
         Returns:
             The missing and the unexpected keys, as `torch.nn.Module.load_state_dict` does.
@@ -72,9 +71,10 @@ class PretrainedModule(nn.Module):
             RuntimeError: a weight of another shape or kind or, if strict, one missing or unknown. A parent module loads
                 its children by itself, with PyTorch's own guarantees.
         """
-        ours, theirs = self.state_dict(), {str(k).replace(COMPILED, ""): v for k, v in state_dict.items()}
+        ours, given = self.state_dict(), self._under_our_names(state_dict)
+        theirs = _upgraded(self, given)
         shared = sorted(ours.keys() & theirs.keys())
-        problems = [f"{key}: {problem}" for key in shared if (problem := _misfit(ours[key], theirs[key]))]
+        problems = [f"{key}: {problem}" for key in shared if (problem := _misfit(ours[key], theirs[key], assign))]
         if strict:
             problems = [
                 *(f"{key}: unknown" for key in sorted(theirs.keys() - ours.keys())[:10]),
@@ -87,10 +87,34 @@ class PretrainedModule(nn.Module):
                 f"These weights are for another model; nothing was loaded. {len(shared)} of {len(ours)} names are "
                 f"known here, {len(theirs)} were given.\n  {shown}"
             )
-        return super().load_state_dict(state_dict, strict, assign)
+        return super().load_state_dict(given, strict, assign)
 
-    def config(self) -> dict[str, Any]:
-        """The parts as plain JSON values: what `from_pretrained` builds the model from.
+    def _under_our_names(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The same values, each under the name that its weight has here, whatever wrapped the parts then and now."""
+        known = set(self.state_dict())
+        places: dict[str, list[str]] = {}
+        for name, _ in self.named_modules(remove_duplicate=False):
+            places.setdefault(_bare(name), []).append(name)  # wrappers before what they wrap
+
+        def here(name: str) -> str:
+            head, tail = _bare(name), ""
+            while head not in places:  # up to a module that we have: of an older layout it may know the rest
+                head, _, last = head.rpartition(".")
+                tail = f".{last}{tail}"
+            candidates = [f"{place}{tail}".lstrip(".") for place in reversed(places[head])]
+            return next((candidate for candidate in candidates if candidate in known), candidates[0])
+
+        found: OrderedDict[str, Any] = OrderedDict()
+        for key, value in state_dict.items():
+            name = str(key) if key in known else here(str(key))
+            found[str(key) if name in found else name] = value
+        versions = getattr(state_dict, "_metadata", None)  # where a module finds the version its weights were saved by
+        if versions is not None:
+            found._metadata = {here(name): version for name, version in versions.items()}  # type: ignore[attr-defined]
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The parts as plain JSON values, `config.json`: what `from_pretrained` builds the model from.
 
         Returns:
             A dictionary with one entry a part; None for a part that JSON cannot describe, such as your own encoder.
@@ -100,12 +124,14 @@ class PretrainedModule(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **hub_options: Any) -> str | None:
         """Write `model.safetensors`, `config.json` and a model card into a folder.
 
-        The files are written to a folder within it first and moved when all are whole: a save that fails leaves what
-        was there.
+        At every moment the folder holds a model that loads, the old one or the new: files are written whole, beside the
+        old ones, and then take their places. A save that fails or is interrupted leaves what was there, and the next
+        one clears away what it left. With `push_to_hub=True` the folder is whole before anything is uploaded.
 
         Args:
             save_directory: the folder; made if missing.
-            hub_options: handed to `huggingface_hub.ModelHubMixin.save_pretrained`: `push_to_hub`, `repo_id`, …
+            hub_options: handed to `huggingface_hub.ModelHubMixin`: `push_to_hub`, `repo_id` (the folder's name by
+                default), and what its `push_to_hub` takes.
 
         Returns:
             The address of the commit if `push_to_hub=True`, else None.
@@ -121,16 +147,15 @@ class PretrainedModule(nn.Module):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        hub_options.setdefault("repo_id", folder.name)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            new, old = Path(temporary, "new"), Path(temporary, "old")
-            old.mkdir()
-            address = _hub_class()(self).save_pretrained(new, **hub_options)
+        push = hub_options.pop("push_to_hub", False)
+        repo_id = hub_options.pop("repo_id", folder.name)
+        with staging_folder(folder) as new:
+            _hub_class()(self).save_pretrained(new, repo_id=repo_id, **({} if push else hub_options))
             os.chmod(new / WEIGHTS, (new / CONFIG).stat().st_mode)  # safetensors keeps it from everyone else
             if (folder / CARD).exists():
                 (new / CARD).unlink()
-            _replace_all(new, folder, old)
-        return address
+            move_into_place(new, folder)
+        return self.push_to_hub(repo_id, **hub_options) if push else None
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
         """Upload the model to the Hugging Face Hub.
@@ -181,15 +206,19 @@ def _hub_class() -> Any:
     ):  # fmt: skip
         def __init__(self, model: Any = None) -> None:
             self.model = model
-            self._hub_mixin_config = model.config()
+            state = model.state_dict()
+            # A clone each: safetensors takes neither shared storage nor other layouts.
+            self.tensors = {
+                name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                for name, tensor in zip(plain_names(model, state), state.values(), strict=True)
+            }
+            self._hub_mixin_config = model.describe() | {"weights": _digest(self.tensors)}
 
         def _save_pretrained(self, save_directory: Path) -> None:
             from safetensors.torch import save_file
 
-            state = self.model.state_dict()
-            # A clone each: safetensors takes neither shared storage nor other layouts.
-            tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-            save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
+            config = json.dumps(self._hub_mixin_config)
+            save_file(self.tensors, save_directory / WEIGHTS, metadata={"format": "pt", "config": config})
 
         @classmethod
         def _from_pretrained(  # type: ignore[override]
@@ -216,7 +245,7 @@ def _hub_class() -> Any:
 
 
 def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[str, Any]) -> Any:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     config = _read_config(config_file)
@@ -226,30 +255,49 @@ def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[s
     if unknown:
         raise TypeError(f"from_pretrained takes the parts {', '.join(PARTS)} by name; got {', '.join(unknown)}.")
     try:
+        with safe_open(weights_file, framework="pt") as file:
+            written_with = (file.metadata() or {}).get("config")
         state = load_file(weights_file)
     except SafetensorError as error:
         raise ValueError(f"{weights_file} is no safetensors file: {error}. Is it whole?") from error
+    if written_with is not None:
+        beside = _parsed(written_with, weights_file)
+        if beside["weights"] != config.get("weights"):  # a save was cut off between its two files
+            config = beside
+    with torch.device("cpu"):
+        return _assemble(model_class, config, state, given).eval()
+
+
+def _assemble(model_class: Any, config: Mapping[str, Any], state: dict[str, Tensor], given: dict[str, Any]) -> Any:
     parts: dict[str, Any] = {}
     for name in PARTS:
         parts[name] = given.get(name)
         if parts[name] is None:
             parts[name] = _build(name, config.get(name), encoder=parts.get("encoder"))
     model = model_class(**parts)
+    upgraded = _upgraded(model, state)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        saved = state.get(name)
+        saved = upgraded.get(name)
         if saved is not None and saved.is_floating_point() and tensor.is_floating_point():
             tensor.data = tensor.data.to(saved.dtype)  # in place: weights that were shared stay shared
     model.load_state_dict(state)
-    return model.eval()
+    return model
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"A saved model is a folder with {CONFIG} and {WEIGHTS}; {file} is missing.")
+    return _parsed(file.read_text(encoding="utf-8", errors="replace"), file)
+
+
+def _parsed(text: str, file: Path) -> dict[str, Any]:
+    """The description of a model in a file, if it is one."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}. Is the file whole?") from error
+    if _depth(config) > DEEPEST:
+        raise ValueError(f"{file} describes parts nested more than {DEEPEST} deep, as no model's are. Who made it?")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(
             f"{file} must describe a model's parts in format {FORMAT}; this one does not. Was it saved by another "
@@ -258,18 +306,22 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _replace_all(new: Path, folder: Path, old: Path) -> None:
-    """Move the new files into the folder; if one cannot be, put the old ones back."""
-    files = sorted(path.name for path in new.iterdir())
-    try:
-        for name in files:
-            if (folder / name).exists():
-                os.replace(folder / name, old / name)
-            os.replace(new / name, folder / name)
-    except OSError:
-        for path in old.iterdir():
-            os.replace(path, folder / path.name)
-        raise
+def _depth(value: Any) -> int:
+    """How many lists and objects stand in one another, counted level by level: no nesting is too deep to count."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return depth
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """What tells one set of weights from another: by it a config finds its weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _describe(part: Any) -> Any:
@@ -334,38 +386,21 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _wrappers(model: nn.Module) -> list[str]:
-    """What compiled and parallel parts put into a weight's name, outer parts first: such as `encoder._orig_mod.`."""
-    return [
-        f"{name}.{'_orig_mod' if is_compiled(module) else 'module'}."
-        for name, module in model.named_modules()
-        if name and unwrap(module) is not module
-    ]
+def _bare(name: str) -> str:
+    """A weight's name without what torch.compile and the parallel wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _strip_wrappers(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    """State-dict hook: a compiled or parallel part saves under the names of the part itself."""
-    wrappers = [prefix + wrapper for wrapper in _wrappers(model)][::-1]
-    for key in list(state_dict):
-        name = key
-        for wrapper in wrappers:
-            if name.startswith(wrapper):
-                name = wrapper[: wrapper.rindex(".", 0, -1) + 1] + name[len(wrapper) :]
-        state_dict[name] = state_dict.pop(key)
+def _upgraded(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What the modules' own load hooks make of weights, such as those of an older layout. Nothing is loaded."""
+    upgraded = dict(state_dict)
+    for name, module in model.named_modules():
+        for hook in module._load_state_dict_pre_hooks.values():
+            hook(upgraded, f"{name}." if name else "", {}, True, [], [], [])
+    return upgraded
 
 
-def _find_wrapped_parts(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load hook: weights under the names of the parts find them compiled, parallel or neither."""
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        name = key[len(prefix) :].replace(COMPILED, "")
-        for wrapper in _wrappers(model):
-            part = wrapper[: wrapper.rindex(".", 0, -1) + 1]
-            if name.startswith(part):
-                name = wrapper + name[len(part) :]
-        state_dict[prefix + name] = state_dict.pop(key)
-
-
-def _misfit(ours: Tensor, theirs: Any) -> str | None:
+def _misfit(ours: Tensor, theirs: Any, assign: bool) -> str | None:
     """Why a value cannot take the place of one of our tensors; None if it can."""
     if not isinstance(theirs, Tensor):
         return f"{type(theirs).__name__} given, a tensor needed"
@@ -373,6 +408,8 @@ def _misfit(ours: Tensor, theirs: Any) -> str | None:
         return f"{tuple(theirs.shape)} given, {tuple(ours.shape)} needed"
     if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
         return f"{theirs.dtype} given, {ours.dtype} needed"
-    if theirs.layout != torch.strided or theirs.is_meta != ours.is_meta:
+    if ours.is_meta and not (assign or theirs.is_meta):
+        return "a weight on the meta device has no values to copy to; load with assign=True, or call to_empty() first"
+    if theirs.layout != torch.strided or (theirs.is_meta and not ours.is_meta):
         return f"a {theirs.layout} tensor on {theirs.device} given, a plain one with values needed"
     return None

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from seqjepa._modes import autocast
 from seqjepa.distributed import all_reduce
 from seqjepa.functional import cosine_distance, mse_distance, smooth_l1_distance
 
@@ -200,7 +201,7 @@ class VarianceCovariance(nn.Module):
     def forward(self, z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None) -> LossOutput:
         """The weighted sum and its parts."""
         x = z.flatten(0, 1).to(torch.promote_types(z.dtype, torch.float32))
-        with torch.autocast(x.device.type, enabled=False):  # sums of squares want the full type
+        with autocast(x.device, enabled=False):  # sums of squares want the full type
             counts = x.new_ones(x.shape[0], 1) if mask is None else mask.reshape(-1, 1).to(x.dtype)
             x = torch.where(counts > 0, x, 0)  # NaN in the padding stays there
             total, n = self._over_ranks(torch.cat([x.sum(0), counts.sum(0)])).tensor_split([x.shape[1]])

@@ -158,7 +158,7 @@ class SeqJEPA(PretrainedModule):
         Args:
             name: any name of `timm.list_models()`; the paper's is "resnet18".
             action_dim: A, numbers in an action.
-            img_size: side of the views in pixels, or (height, width), for encoders built for one size, such as ViTs.
+            img_size: side of the views in pixels, or (height, width): for encoders built for one size, such as ViTs.
             cifar_stem: for 32-px views, a ResNet stem that keeps their resolution.
             pretrained: load timm's weights (this downloads).
             embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
@@ -171,7 +171,8 @@ class SeqJEPA(PretrainedModule):
             The model, in training mode.
 
         Raises:
-            ValueError: an unknown name (near matches are listed), or a stem that cannot be swapped.
+            ValueError: an unknown name (near matches are listed), a stem that cannot be swapped, or views of a size
+                that the encoder cannot take.
 
         Examples:
             >>> model = SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, img_size=32)
@@ -182,7 +183,7 @@ class SeqJEPA(PretrainedModule):
         return cls.from_encoder(
             encoder,
             action_dim=action_dim,
-            view_shape=(timm_options.get("in_chans", 3), *_blank_size(encoder, img_size)),
+            view_shape=_view_shape(encoder, img_size, timm_options.get("in_chans", 3)),
             heads=heads,
             embedder=embedder,
             momentum=momentum,
@@ -271,10 +272,14 @@ class SeqJEPA(PretrainedModule):
         """
         check_axes("z", z, "B T D")
         check_axes("e", e, "B T E")
-        if e.shape[2]:
-            check_like("e, the embedded actions,", e, z)
-        else:
+        if e.shape[2] and e.device != z.device:
+            raise ValueError(
+                f"z and e must lie on one device; got {z.device} and {e.device}. Move one: e.to(z.device)."
+            )
+        if not e.shape[2]:
             e = z.new_zeros(e.shape)  # no numbers: whatever dtype and device the actions had
+        elif torch.promote_types(e.dtype, z.dtype) != z.dtype:
+            check_like("e", e, z)  # half precision and float32 meet in the wider one; float64 must be meant
         n, m = z.shape[1], e.shape[1]
         if m != n - 1 or z.shape[0] != e.shape[0]:
             raise ValueError(
@@ -383,13 +388,20 @@ def _take(sequence: Tensor, index: Tensor | None) -> Tensor:
     return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
 
 
-def _blank_size(encoder: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of a view that a timm encoder takes."""
-    if img_size is None:
-        config: Any = encoder.pretrained_cfg
-        least = max(64, *config.get("min_input_size", (3, 0, 0))[1:])
-        return config["input_size"][1:] if config.get("fixed_input_size") else (least, least)
-    return (img_size, img_size) if isinstance(img_size, int) else img_size
+def _view_shape(encoder: nn.Module, img_size: int | tuple[int, int] | None, channels: int) -> tuple[int, ...]:
+    """The shape of a view that a timm encoder takes: what the caller says, else a small one that it can encode."""
+    config: Any = encoder.pretrained_cfg
+    full = (channels, *config["input_size"][1:])
+    if img_size is not None:
+        return (channels, img_size, img_size) if isinstance(img_size, int) else (channels, *img_size)
+    if config.get("fixed_input_size"):
+        return full
+    least = max([64, *(config.get("min_input_size") or ())[1:]])
+    try:
+        feature_width(encoder, (channels, least, least))
+    except ValueError:  # such as Inception, whose strides leave nothing of 64 pixels
+        return full
+    return (channels, least, least)
 
 
 def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_batch_norm, check_like, weight_of
+from seqjepa._checks import check_axes, check_batch_norm, like_weights, weight_of
 
 __all__ = ["ConditionedPredictor"]
 
@@ -40,7 +40,7 @@ class ConditionedPredictor(nn.Module):
 
     Raises:
         ValueError: another rank, width, device, or batches that differ; an unknown norm.
-        TypeError: a dtype other than the weights'.
+        TypeError: a higher precision than the weights'.
 
     Source:
         Ghaemi et al. 2025 (arXiv 2505.03176), section 3.
@@ -80,17 +80,17 @@ class ConditionedPredictor(nn.Module):
 
     def forward(self, state: Float[Tensor, "B S"], action: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
         """The predicted representation of the view that `action` leads to."""
-        self._check("state", state, "B S", self.state_dim)
-        self._check("action", action, "B E", self.action_dim)
+        state = self._checked("state", state, "B S", self.state_dim)
+        action = self._checked("action", action, "B E", self.action_dim)
         if state.shape[0] != action.shape[0]:
             raise ValueError(f"Every state needs one action; got {state.shape[0]} states, {action.shape[0]} actions.")
         if self.norm == "batch":
             check_batch_norm(state.shape[0], self.training, "sources")
         return self.layers(torch.cat([state, action], dim=-1) if self.action_dim else state)
 
-    def _check(self, name: str, tensor: Tensor, axes: str, width: int) -> None:
+    def _checked(self, name: str, tensor: Tensor, axes: str, width: int) -> Tensor:
         check_axes(name, tensor, axes)
         if tensor.shape[-1] != width:
             raise ValueError(f"The {name} is {width} wide here; got shape {tuple(tensor.shape)}.")
-        if width:  # where actions are embedded in no numbers, neither their dtype nor their device matters
-            check_like(name, tensor, weight_of(self.layers))
+        # Where actions are embedded in no numbers, neither their dtype nor their device matters.
+        return like_weights(name, tensor, weight_of(self.layers)) if width else tensor

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+import functools
+import pickle
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
 
-from seqjepa._checks import unwrap
+from seqjepa._checks import plain_names, unwrap, weight_of
+from seqjepa._modes import autocast, fresh_casts
 from seqjepa.encoders import encode_views
+from seqjepa.functional import CosineSchedule
 
 __all__ = ["EMATarget", "StopGradientTarget"]
 
@@ -23,7 +30,9 @@ class EMATarget(nn.Module):
     """A copy of the encoder that follows it slowly: t ← m t + (1 − m) o after every step.
 
     The copy lives in its own storage, never requires a gradient, and stays in float32 when the encoder is in lower
-    precision, where steps of (1 − m) would be rounded away. Its batch-norm statistics are, by `buffers`:
+    precision, where steps of (1 − m) would be rounded away. Weights that are no floating-point numbers are copied, not
+    averaged. A hook of somebody outside, such as a probe's, stays with the encoder; one that belongs to the encoder
+    itself, or that computes a weight (pruning, weight norm), comes along. Batch-norm statistics are, by `buffers`:
 
     - "own": gathered from the target's own batches. The target follows the model's training mode, so in training it
       normalises by its own batch. The paper's.
@@ -36,14 +45,17 @@ class EMATarget(nn.Module):
     Args:
         encoder: the encoder to copy, compiled or not; its weights of this moment are the start.
         momentum: m in [0, 1], or a schedule from the number of updates done to m, such as
-            [`CosineSchedule(0.996, 1.0, total_steps)`][seqjepa.functional.CosineSchedule], the paper's.
+            [`CosineSchedule(0.996, 1.0, total_steps)`][seqjepa.functional.CosineSchedule], the paper's, which is
+            computed where the weights lie. A function of your own is called with an int, which a GPU is waited for.
         buffers: "own", "copy" or "ema".
 
     Shapes:
         views (B, …) → (B, D), whatever the encoder takes.
 
     Raises:
-        ValueError: a momentum outside [0, 1]; unknown `buffers`; at an update, an encoder of another architecture.
+        ValueError: a momentum outside [0, 1]; unknown `buffers`; an encoder that has not made its weights yet (lazy
+            modules); at an update, an encoder with weights of other names or shapes.
+        TypeError: an encoder that cannot be copied.
 
     Source:
         Tarvainen & Valpola 2017 (arXiv 1703.01780); Grill et al. 2020 (arXiv 2006.07733); momentum after Ghaemi et al.
@@ -62,33 +74,45 @@ class EMATarget(nn.Module):
     """
 
     encoder: Any
+    _step: Tensor
 
     def __init__(
         self, encoder: nn.Module, momentum: Momentum = 0.996, *, buffers: Literal["own", "copy", "ema"] = "own"
     ) -> None:
         super().__init__()
-        if not callable(momentum) and not 0 <= momentum <= 1:
+        ends = (momentum.start, momentum.end) if isinstance(momentum, CosineSchedule) else (momentum,)
+        if not all(callable(m) or 0 <= m <= 1 for m in ends):
             raise ValueError(f"momentum must be in [0, 1], or a schedule of the step; got {momentum}.")
         if buffers not in ("own", "copy", "ema"):
             raise ValueError(f"buffers must be 'own', 'copy' or 'ema'; got {buffers!r}.")
         self.momentum = momentum
         self.buffer_mode = buffers
-        self.step = 0
-        self.encoder = _plain(copy.deepcopy(unwrap(encoder))).requires_grad_(False)
-        for parameter in self.encoder.parameters():
-            parameter.grad = None
+        self.encoder = _copied(unwrap(encoder))
         self.encoder._apply(lambda tensor: tensor.float() if _is_half(tensor) else tensor)
+        # A tensor: a number would be compiled into a step anew each time, and not be sent to other processes.
+        weight = weight_of(self.encoder)
+        device = None if weight is None else weight.device
+        self.register_buffer("_step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         if buffers == "own":
             self.training = encoder.training  # submodules keep the modes they were copied with
         else:
             self.train()
+
+    @property
+    def step(self) -> int:
+        """The number of updates done. Reading it waits for the GPU if the target lies on one."""
+        return int(self._step)
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step.fill_(step)
 
     @torch.no_grad()
     def forward(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B D"]:
         """Encode one view of each source, without gradient."""
         # A half-precision model brings half-precision views to float32 weights: autocast meets them half way.
         half = _is_half(views)
-        with torch.autocast(views.device.type, views.dtype) if half else contextlib.nullcontext():
+        with autocast(views.device, views.dtype) if half else contextlib.nullcontext():
             return encode_views(self.encoder, views[:, None])[:, 0]
 
     @torch.no_grad()
@@ -101,23 +125,34 @@ class EMATarget(nn.Module):
         Raises:
             ValueError: its parameters or buffers are not those of the copy.
         """
-        online = unwrap(encoder)
-        momentum = self.momentum(self.step) if callable(self.momentum) else self.momentum
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1]; the schedule gave {momentum} at step {self.step}.")
-        averaged = _pairs("parameters", self.encoder.parameters(), online.parameters())
+        momentum = self._momentum()
+        averaged: list[tuple[Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
+        for mine, theirs in _pairs("parameters", self.encoder, encoder):
+            (averaged if mine.is_floating_point() or mine.is_complex() else copied).append((mine, theirs))
         if self.buffer_mode != "own":
-            names = [name.rpartition(".")[2] for name, _ in self.encoder.named_buffers()]
-            for name, pair in zip(names, _pairs("buffers", self.encoder.buffers(), online.buffers()), strict=True):
-                statistic = name in ("running_mean", "running_var")
+            for name, pair in _named_pairs("buffers", self.encoder, encoder):
+                statistic = name.rpartition(".")[2] in ("running_mean", "running_var")
                 (averaged if statistic and self.buffer_mode == "ema" else copied).append(pair)
         if averaged:  # one fused call; a pair of other types cannot be fused before it is cast
             copies = [mine for mine, _ in averaged]
-            torch._foreach_lerp_(copies, [theirs.to(mine.dtype) for mine, theirs in averaged], 1 - momentum)
+            online = [theirs.to(mine.dtype) for mine, theirs in averaged]
+            torch._foreach_lerp_(copies, online, _weights(1 - momentum, copies))
         for mine, theirs in copied:
             mine.copy_(theirs)
-        self.step += 1
+        self._step.add_(1)
+
+    def _momentum(self) -> float | Tensor:
+        """The momentum of this update: a tensor where the schedule can be computed where the weights lie."""
+        if not callable(self.momentum):
+            return self.momentum
+        if isinstance(self.momentum, CosineSchedule):
+            return self.momentum(self._step)
+        step = self.step
+        momentum = float(self.momentum(step))
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1]; the schedule gave {momentum} at step {step}.")
+        return momentum
 
     def train(self, mode: bool = True) -> EMATarget:
         """Follow the model's mode with `buffers="own"`; stay in eval mode otherwise."""
@@ -125,15 +160,18 @@ class EMATarget(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The number of updates done, which a resumed schedule goes on from."""
-        return torch.tensor(self.step)
+        return self._step.clone()
 
     def set_extra_state(self, state: Any) -> None:
         """Go on from that number of updates."""
-        self.step = int(state)
+        # A model built on the meta device has no place of its own yet: what it is given tells where it will be.
+        device = torch.as_tensor(state).device if self._step.is_meta else self._step.device
+        self._step = torch.as_tensor(state).to(device, torch.int64, copy=True)
 
     def extra_repr(self) -> str:
         """Momentum, buffers and step, for `print`."""
-        return f"momentum={self.momentum}, buffers={self.buffer_mode!r}, step={self.step}"
+        step = "?" if self._step.is_meta else self.step
+        return f"momentum={self.momentum}, buffers={self.buffer_mode!r}, step={step}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMATarget:
         def keep_float32(tensor: Tensor) -> Tensor:
@@ -170,11 +208,68 @@ class StopGradientTarget(nn.Module):
     @torch.no_grad()
     def forward(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B D"]:
         """Encode one view of each source, without gradient."""
-        return encode_views(self._encoder[0], views[:, None])[:, 0]
+        with fresh_casts(views.device):
+            return encode_views(self._encoder[0], views[:, None])[:, 0]
 
     def update(self, encoder: nn.Module) -> None:
         """Nothing to average: only remember which encoder is the online one."""
         self._encoder = (encoder,)
+
+
+class _CopyActivations(TorchFunctionMode):
+    """While an encoder is copied: what it has kept of a pass, such as its last features, is copied without history."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def _copied(encoder: nn.Module) -> Any:
+    """A plain copy of an encoder: no wrappers, no gradients, and none of the hooks that belong to somebody outside."""
+    if any(is_lazy(tensor) for tensor in [*encoder.parameters(), *encoder.buffers()]):
+        raise ValueError(
+            "The target is a copy of the encoder, which has lazy modules that have not made their weights yet. Encode "
+            "one batch first, or build the model with SeqJEPA.from_encoder, which does."
+        )
+    registries = [getattr(module, name) for module in encoder.modules() for name in (*HOOKS, *HOOK_FLAGS)]
+    memo: dict[int, Any] = {id(registry): type(registry)() for registry in registries}  # hooks are not copied with it
+    try:
+        with _CopyActivations():
+            twin = copy.deepcopy(encoder, memo)
+            for module in encoder.modules():
+                _copy_own_hooks(module, memo)
+    except (TypeError, RuntimeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"The target is a copy of the encoder; {type(encoder).__name__} cannot be copied: {error}. Keep what "
+            "cannot be copied out of the module's attributes, or give the module a __deepcopy__."
+        ) from error
+    twin = _plain(twin).requires_grad_(False)
+    for parameter in twin.parameters():
+        parameter.grad = None
+    return twin
+
+
+def _copy_own_hooks(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Give a module's copy the hooks that compute a weight, or whose owner is part of what was copied."""
+    twin = memo.get(id(module))
+    for name in HOOKS:
+        for key, hook in getattr(module, name).items():
+            owner = hook
+            while isinstance(owner, functools.partial):
+                owner = owner.func
+            owner = getattr(owner, "__self__", owner)
+            theirs = type(owner).__module__.startswith("torch.nn.utils.") or isinstance(owner, prune.BasePruningMethod)
+            if twin is not None and (theirs or id(owner) in memo):
+                getattr(twin, name)[key] = copy.deepcopy(hook, memo)
+                for flags in HOOK_FLAGS:
+                    if flags.startswith(name) and key in getattr(module, flags):
+                        getattr(twin, flags)[key] = True
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -184,22 +279,53 @@ def _plain(module: nn.Module) -> nn.Module:
     return unwrap(module)
 
 
+def _weights(weight: float | Tensor, copies: list[Tensor]) -> Any:
+    """The weight of an interpolation, as `torch._foreach_lerp_` takes it."""
+    if not isinstance(weight, Tensor):
+        return weight
+    cast = {kind: weight.to(*kind) for kind in {(copy.device, copy.dtype) for copy in copies}}
+    return [cast[copy.device, copy.dtype] for copy in copies]
+
+
 def _is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
 
 
-def _pairs(kind: str, mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor of the copy beside the encoder's, or an error before anything has moved."""
-    copies, online = list(mine), list(theirs)
-    if [t.shape for t in copies] != [t.shape for t in online]:
+def _pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    return [pair for _, pair in _named_pairs(kind, mine, theirs)]
+
+
+def _named_pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+    """Each tensor of the copy beside the encoder's of that name, or an error before anything has moved."""
+    copies, online = _tensors(kind, mine), _tensors(kind, theirs)
+    other = [
+        *(f"{name} is new" for name in online if name not in copies),
+        *(f"{name} is gone" for name in copies if name not in online),
+        *(
+            f"{name} is {tuple(online[name].shape)} instead of {tuple(copy.shape)}"
+            for name, copy in copies.items()
+            if name in online and online[name].shape != copy.shape
+        ),
+    ]
+    if other:
         raise ValueError(
             f"The target follows the encoder it was copied from; the {kind} of the one given differ in number or shape "
-            f"({len(copies)} here, {len(online)} there). Build a new EMATarget for a new encoder."
+            f"({len(copies)} here, {len(online)} there) or in name: {', '.join(other[:4])}{', …' * bool(other[4:])}. "
+            "Build a new EMATarget for a new encoder, and for one that was given LoRA, pruning or parametrizations."
         )
-    pairs = list(zip(copies, online, strict=True))
-    for t, o in pairs:
+    pairs: dict[int, tuple[str, tuple[Tensor, Tensor]]] = {}
+    for name, copy_ in copies.items():  # what two modules share moves once
+        pairs.setdefault(id(copy_), (name, (copy_, online[name])))
+    for _, (t, o) in pairs.values():
         if t.device != o.device:
             raise ValueError(
                 f"Target and encoder must lie on one device; got {t.device} and {o.device}. Move the target with .to()."
             )
-    return pairs
+    return list(pairs.values())
+
+
+def _tensors(kind: str, module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter or buffer under its plain name, those that are shared under each."""
+    named = module.named_parameters if kind == "parameters" else module.named_buffers
+    tensors = dict(named(remove_duplicate=False))
+    return dict(zip(plain_names(module, tensors), tensors.values(), strict=True))

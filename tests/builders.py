@@ -1,5 +1,6 @@
 """Small models and inputs for the tests."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -84,3 +85,13 @@ def randomise(module: Module, seed: int = 0) -> Module:
             if b.is_floating_point():
                 b.copy_(torch.rand(b.shape, generator=g) + 0.5 if "var" in name else torch.randn(b.shape, generator=g))
     return module
+
+
+def joint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they were when one projection made queries, keys and values."""
+    merged = {key.replace(".q.", ".qkv."): value for key, value in state.items() if ".kv." not in key}
+    for key, value in state.items():
+        if ".kv." in key:
+            old = key.replace(".kv.", ".qkv.")
+            merged[old] = torch.cat([merged[old], value])
+    return merged

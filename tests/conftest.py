@@ -1,6 +1,8 @@
 """Shared settings: deterministic draws, one thread a worker, no network; GPU tests are skipped without a GPU."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import hypothesis
 import pytest
@@ -40,6 +42,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=["device", "dtype"])
+def torch_defaults(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
+    """A block under another default of torch: a device ("meta" stands in for a GPU), then a dtype."""
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        if request.param == "device":
+            with torch.device("meta"):
+                yield
+            return
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return block
 
 
 @pytest.fixture(autouse=True)

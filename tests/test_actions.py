@@ -125,12 +125,19 @@ def test_another_dtype_or_device_is_refused() -> None:
         ValueError, match=r"actions must lie where the weights do, on cpu; got meta.*actions\.to\('cpu'\)"
     ):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3, device="meta"))
-    with pytest.raises(TypeError, match=r"weights, torch\.float32; got torch\.bfloat16.*or run under torch\.autocast"):
-        ActionEmbedder(3, 8)(torch.randn(2, 5, 3).bfloat16())
+    with pytest.raises(TypeError, match=r"weights, torch\.bfloat16; got torch\.float32.*or run under torch\.autocast"):
+        ActionEmbedder(3, 8).bfloat16()(torch.randn(2, 5, 3))
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"got torch\.float64"):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3).double())
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"weights, torch\.float64"):
-        ActionEmbedder(3, 8).double()(torch.randn(2, 5, 3))
+
+
+@pytest.mark.parametrize(("lower", "higher"), [
+    (torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float64)
+])  # fmt: skip
+def test_actions_of_lower_precision_are_promoted_to_the_weights(lower: torch.dtype, higher: torch.dtype) -> None:
+    embedder = ActionEmbedder(3, 8).to(higher).eval()
+    actions = torch.randn(2, 5, 3).to(lower)
+    assert torch.equal(embedder(actions), embedder(actions.to(higher)))
 
 
 def test_autocast_takes_either_of_its_dtypes() -> None:

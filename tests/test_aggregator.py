@@ -1,5 +1,6 @@
 """The aggregator, against PyTorch's own transformer and the laws it must keep."""
 
+import copy
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from seqjepa import SequenceAggregator
 from seqjepa.aggregator import SinusoidalPositions
-from tests.builders import randomise
+from tests.builders import joint, randomise
 
 
 def reference(aggregator: SequenceAggregator) -> nn.TransformerEncoder:
@@ -26,7 +27,7 @@ def reference(aggregator: SequenceAggregator) -> nn.TransformerEncoder:
     names = {"qkv.weight": "self_attn.in_proj_weight", "qkv.bias": "self_attn.in_proj_bias",
              "out": "self_attn.out_proj", "mlp.0": "linear1", "mlp.3": "linear2"}  # fmt: skip
     state = {}
-    for key, value in aggregator.state_dict().items():
+    for key, value in joint(aggregator.state_dict()).items():
         for ours, theirs in names.items():
             key = key.replace("." + ours, "." + theirs)
         if key != "token":
@@ -67,8 +68,10 @@ def test_gradients_equal_pytorch_s() -> None:
     torch.testing.assert_close(ours, tokens.grad)
     torch.testing.assert_close(aggregator.token.grad, token.grad)
     theirs = dict(stack.named_parameters())
-    torch.testing.assert_close(aggregator.layers[0].qkv.weight.grad, theirs["layers.0.self_attn.in_proj_weight"].grad)
-    torch.testing.assert_close(aggregator.layers[2].qkv.weight.grad, theirs["layers.2.self_attn.in_proj_weight"].grad)
+    ours = joint({name: p.grad for name, p in aggregator.named_parameters() if p.grad is not None})
+    for layer in (0, 2):
+        expected = theirs[f"layers.{layer}.self_attn.in_proj_weight"].grad
+        torch.testing.assert_close(ours[f"layers.{layer}.qkv.weight"], expected)
     torch.testing.assert_close(aggregator.layers[2].mlp[0].weight.grad, theirs["layers.2.linear1.weight"].grad)
 
 
@@ -79,15 +82,18 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert aggregator.positions is None
     assert torch.equal(aggregator.token, torch.zeros(1, 1, 640))
     assert {k: tuple(v.shape) for k, v in aggregator.layers[0].named_parameters() if "weight" in k} == {
-        "qkv.weight": (1920, 640), "out.weight": (640, 640), "norm1.weight": (640,), "norm2.weight": (640,),
-        "mlp.0.weight": (2560, 640), "mlp.3.weight": (640, 2560),
+        "q.weight": (640, 640), "kv.weight": (1280, 640), "out.weight": (640, 640),
+        "norm1.weight": (640,), "norm2.weight": (640,), "mlp.0.weight": (2560, 640), "mlp.3.weight": (640, 2560),
     }  # fmt: skip
     assert [m.p for m in aggregator.modules() if isinstance(m, nn.Dropout)] == [0.1] * 6
-    assert not aggregator.layers[0].qkv.bias.any()
+    assert not aggregator.layers[0].q.bias.any()
+    assert not aggregator.layers[0].kv.bias.any()
     assert not aggregator.layers[0].out.bias.any()
     bound = math.sqrt(6 / (4 * 640))  # Xavier over the packed matrix, as nn.MultiheadAttention starts
-    assert 0.95 * bound < aggregator.layers[0].qkv.weight.abs().max() <= bound
-    assert not torch.equal(aggregator.layers[0].qkv.weight, aggregator.layers[1].qkv.weight)
+    for name in ("q", "kv"):
+        first, second = (getattr(aggregator.layers[i], name).weight for i in (0, 1))
+        assert 0.95 * bound < first.abs().max() <= bound
+        assert not torch.equal(first, second)
 
 
 @given(shapes, st.randoms(use_true_random=False), st.booleans())
@@ -294,6 +300,76 @@ def test_a_stack_without_layers_is_refused() -> None:
 def test_odd_positions_are_refused(dim: int) -> None:
     with pytest.raises(ValueError, match=rf"dim must be even, at least 2; got {dim}"):
         SinusoidalPositions(dim)
+
+
+class Called(nn.Module):
+    """A layer in the place of a linear one, such as LoRA's: it can only be called."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.base = linear.requires_grad_(False)
+        self.low = nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.low(x)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_every_projection_is_called_so_that_another_layer_can_take_its_place(norm_first: bool) -> None:
+    aggregator: Any = SequenceAggregator(8, depth=2, norm_first=norm_first, dropout=0.0)
+    names = [name for name, module in aggregator.named_modules() if isinstance(module, nn.Linear)]
+    assert len(names) == 2 * 5
+    called: set[str] = set()
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        aggregator.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+        setattr(aggregator.get_submodule(parent), leaf, Called(aggregator.get_submodule(name)))
+    aggregator(torch.randn(3, 4, 8)).square().sum().backward()
+    assert called == set(names)
+    for name in names:
+        gradient = aggregator.get_submodule(f"{name}.low").weight.grad
+        assert gradient is not None, name
+        assert gradient.any(), name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_torch_s_tools_for_linear_layers_work_on_it() -> None:
+    plain = randomise(SequenceAggregator(8, depth=1)).eval()
+    tokens = torch.randn(3, 4, 8)
+    normed = copy.deepcopy(plain)
+    for linear in [m for m in normed.modules() if isinstance(m, nn.Linear)]:
+        nn.utils.parametrizations.weight_norm(linear)
+    torch.testing.assert_close(normed(tokens), plain(tokens))
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(plain), {nn.Linear}, dtype=torch.qint8)
+    torch.testing.assert_close(quantised(tokens), plain(tokens), atol=0.2, rtol=0.2)
+
+
+@pytest.mark.parametrize("positions", [SinusoidalPositions(8), nn.Embedding(4, 8)])
+def test_positions_for_every_view_are_taken(positions: nn.Module) -> None:
+    aggregator = SequenceAggregator(8, positions=positions)
+    assert aggregator(torch.randn(2, 4, 8)).shape == (2, 8)
+    mask = torch.tensor([[False, False, True, True, True, True], [True, True, False, False, False, False]])
+    assert aggregator(torch.randn(2, 6, 8), mask).shape == (2, 8)  # padding needs no position
+
+
+def test_more_views_than_positions_are_refused_by_name() -> None:
+    aggregator = SequenceAggregator(8, positions=nn.Embedding(4, 8))
+    message = r"needs a position; Embedding has too few for 5 views .*positions=nn\.Embedding\(5, 8\)"
+    with pytest.raises(ValueError, match=message):
+        aggregator(torch.randn(2, 5, 8))
+    with pytest.raises(ValueError, match=message):
+        aggregator(torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=message):  # where no value can be read, either
+        copy.deepcopy(aggregator).to("meta")(torch.randn(2, 5, 8, device="meta"))
+    with pytest.raises(ValueError, match=r"added to the tokens, 8 wide; Embedding makes them 1 wide"):
+        SequenceAggregator(8, positions=nn.Embedding(4, 1))(torch.randn(2, 3, 8))
+
+
+@pytest.mark.parametrize(("lower", "higher"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+def test_tokens_of_lower_precision_are_promoted_to_the_weights(lower: torch.dtype, higher: torch.dtype) -> None:
+    aggregator = randomise(SequenceAggregator(8)).to(higher).eval()
+    tokens = torch.randn(2, 3, 8).to(lower)
+    assert torch.equal(aggregator(tokens), aggregator(tokens.to(higher)))
 
 
 def test_wrong_tokens_are_refused() -> None:

@@ -125,9 +125,19 @@ def test_finding_the_width_leaves_no_trace() -> None:
 
 def test_the_modes_come_back_even_if_the_encoder_fails() -> None:
     encoder = TinyEncoder(8)
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(
+        ValueError, match=r"cannot encode one of shape \(1, 8, 8\): .* 3 channels, .*view_shape=\(C, H, W\)"
+    ):
         feature_width(encoder, (1, 8, 8))
     assert all(module.training for module in encoder.modules())
+
+
+def test_an_encoder_that_small_views_are_nothing_to_is_tried_with_its_own_size() -> None:
+    from seqjepa import SeqJEPA
+
+    assert SeqJEPA.from_timm("inception_v3", action_dim=2).predictor.dim == 2048
+    with pytest.raises(ValueError, match=r"InceptionV3 cannot encode one of shape \(3, 32, 32\): .*img_size="):
+        SeqJEPA.from_timm("inception_v3", action_dim=2, img_size=32)
 
 
 def test_an_encoder_may_convert_to_lower_precision_by_itself() -> None:

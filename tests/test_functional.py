@@ -1,7 +1,11 @@
 """Distances and schedules: limits, invariances, and plain-Python references."""
 
+import copy
+import dataclasses
 import itertools
 import math
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -145,3 +149,59 @@ def test_a_run_without_steps_is_refused(total: int) -> None:
 def test_a_warmup_that_does_not_end_is_refused(warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"must end before the run does.*got {warmup} of 10 steps"):
         WarmupCosineSchedule(0.0, 1.0, 0.0, warmup, 10)
+
+
+# --- schedules and checkpoints ---
+
+SCHEDULES = [
+    (CosineSchedule(1.0, 0.1, 10), CosineSchedule(1.0, 0.1, 100)),
+    (WarmupCosineSchedule(0.1, 1.0, 0.1, 2, 10), WarmupCosineSchedule(0.1, 1.0, 0.1, 2, 100)),
+]
+
+
+@pytest.mark.parametrize(("short", "long"), SCHEDULES)
+@pytest.mark.parametrize("kind", [torch.optim.lr_scheduler.LambdaLR, torch.optim.lr_scheduler.MultiplicativeLR])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_resumed_with_another_schedule_follows_it(short: Any, long: Any, kind: Any, old: bool) -> None:
+    def build(schedule: Any) -> tuple[torch.optim.SGD, Any]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return optimizer, kind(optimizer, schedule)
+
+    def steps(optimizer: torch.optim.SGD, scheduler: Any, count: int) -> list[float]:
+        rates = []
+        for _ in range(count):
+            optimizer.step()
+            scheduler.step()
+            rates.append(scheduler.get_last_lr()[0])
+        return rates
+
+    optimizer, scheduler = build(short)
+    steps(optimizer, scheduler, 10)
+    saved = [optimizer.state_dict(), scheduler.state_dict()]
+    if old:  # a checkpoint from before, which holds the schedule's settings
+        saved[1]["lr_lambdas"] = [dataclasses.asdict(short)]
+    optimizer, scheduler = build(long)
+    optimizer.load_state_dict(saved[0])
+    scheduler.load_state_dict(saved[1])
+    assert scheduler.lr_lambdas[0] == long
+    rates = steps(optimizer, scheduler, 5)
+    if kind is torch.optim.lr_scheduler.LambdaLR:
+        assert rates == [long(step) for step in range(11, 16)]
+
+
+@pytest.mark.parametrize("schedule", [schedule for pair in SCHEDULES for schedule in pair])
+def test_a_schedule_is_a_value_that_nothing_changes(schedule: Any) -> None:
+    for twin in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule)), dataclasses.replace(schedule)):
+        assert twin == schedule
+        assert hash(twin) == hash(schedule)
+        assert [twin(step) for step in range(12)] == [schedule(step) for step in range(12)]
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'total_steps'"):
+        schedule.total_steps = 3
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 50), st.integers(0, 60))
+def test_a_schedule_gives_a_tensor_the_value_of_the_number(start: float, end: float, total: int, step: int) -> None:
+    schedule = CosineSchedule(start, end, total)
+    value = schedule(torch.tensor(step))
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(schedule(step), abs=1e-15)

@@ -1,7 +1,10 @@
 """Saving and loading: every bit and every part comes back, or nothing is loaded."""
 
+import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ from seqjepa import (
     StopGradientTarget,
     VarianceCovariance,
 )
+from seqjepa._files import staging_folder
 from seqjepa.aggregator import SinusoidalPositions
 from seqjepa.encoders import timm_encoder, with_cifar_stem
 from seqjepa.loss import MSEDistance, SmoothL1Distance
-from tests.builders import TinyEncoder, randomise, sequence, tiny_model
+from tests.builders import TinyEncoder, joint, randomise, sequence, tiny_model
 
 
 def assert_same_bits(ours: SeqJEPA, theirs: SeqJEPA) -> None:
@@ -33,7 +37,7 @@ def assert_same_bits(ours: SeqJEPA, theirs: SeqJEPA) -> None:
     for key, value in state.items():
         assert value.dtype == other[key].dtype, key
         assert torch.equal(value, other[key]), key
-    assert ours.config() == theirs.config()
+    assert ours.describe() == theirs.describe()
 
 
 def timm_model(**options: Any) -> SeqJEPA:
@@ -105,7 +109,7 @@ def test_parts_of_the_user_s_own_are_given_again(tmp_path: Path) -> None:
     model = tiny_model(
         encoder=encoder, embedder=Twice(), aggregator=aggregator, target=EMATarget(encoder, lambda s: 0.5)
     )
-    config = model.config()
+    config = model.describe()
     assert [name for name, part in config.items() if part is None] == ["encoder", "embedder", "aggregator", "target"]
     model.save_pretrained(tmp_path)
     own: dict[str, Any] = {
@@ -128,11 +132,11 @@ def test_parts_of_the_user_s_own_are_given_again(tmp_path: Path) -> None:
 def test_compiled_parts_are_described_as_the_parts_themselves() -> None:
     model, plain = timm_model(), timm_model()
     model.encoder = torch.compile(model.encoder)
-    assert model.config() == plain.config()
+    assert model.describe() == plain.describe()
 
 
 def test_timm_options_that_json_cannot_hold_make_the_encoder_the_user_s_own() -> None:
-    assert timm_model(act_layer=nn.SiLU).config()["encoder"] is None
+    assert timm_model(act_layer=nn.SiLU).describe()["encoder"] is None
 
 
 def test_saving_again_replaces_weights_and_config_and_keeps_the_card(tmp_path: Path) -> None:
@@ -188,6 +192,115 @@ def test_a_name_on_the_hub_is_fetched_through_the_hub_s_client(tmp_path: Path, m
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **options: str(tmp_path / "config.json"))
     assert_same_bits(model, SeqJEPA.from_pretrained("me/digits", revision="v1"))
     assert fetched == [("me/digits", "config.json", "v1"), ("me/digits", "model.safetensors", "v1")]
+
+
+@pytest.fixture
+def two_saves(tmp_path: Path) -> Any:
+    """A folder that holds a first model, and a save of another one into it."""
+    first, second = timm_model(), randomise(timm_model(embedder=NoActions()), seed=9)
+    first.save_pretrained(tmp_path / "model")
+    return tmp_path / "model", first, second
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, OSError])
+@pytest.mark.parametrize("stop", [0, 1])
+def test_a_save_that_is_interrupted_leaves_what_was_there(
+    two_saves: Any, monkeypatch: pytest.MonkeyPatch, raised: Any, stop: int
+) -> None:
+    folder, first, second = two_saves
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    replace, moves = os.replace, itertools.count()
+
+    def cut_off(source: Any, target: Any) -> None:
+        if next(moves) == stop:
+            raise raised("cut off")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    with pytest.raises(raised, match="cut off"):
+        second.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert_same_bits(first, SeqJEPA.from_pretrained(folder))
+
+
+def test_at_every_moment_of_a_save_a_model_loads(two_saves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, first, second = two_saves
+    replace, found = os.replace, []
+
+    def look(source: Any, target: Any) -> None:
+        replace(source, target)
+        loaded = SeqJEPA.from_pretrained(folder)  # what is left if the process is killed here
+        found.append("new" if isinstance(loaded.embedder, NoActions) else "old")
+        assert_same_bits(second if found[-1] == "new" else first, loaded)
+
+    monkeypatch.setattr(os, "replace", look)
+    second.save_pretrained(folder)
+    assert found == ["old", "new"]  # the config, then the weights, which bring their own description along
+
+
+def test_a_config_finds_the_weights_it_was_written_with(two_saves: Any, tmp_path: Path) -> None:
+    folder, first, second = two_saves
+    second.save_pretrained(tmp_path / "other")
+    os.replace(tmp_path / "other" / "config.json", folder / "config.json")  # as after a save that was cut off
+    assert_same_bits(first, SeqJEPA.from_pretrained(folder))
+
+
+def test_what_a_killed_save_left_is_cleared_away_and_what_a_living_one_needs_is_not(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom seqjepa._files import staging_folder\n"
+        "with staging_folder(Path(sys.argv[1])) as new:\n"
+        "    (new / 'model.safetensors').write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    (tmp_path / ".saving-of-an-older-version").mkdir()
+    assert len(list(tmp_path.glob(".saving-*"))) == 2
+    with staging_folder(tmp_path) as mine:
+        timm_model().save_pretrained(tmp_path)
+        assert list(tmp_path.glob(".saving-*")) == [mine.parent]
+    assert not list(tmp_path.glob(".saving-*"))
+
+
+def test_a_folder_is_whole_before_anything_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm_model()
+
+    def offline(self: Any, repo_id: str, **options: Any) -> str:
+        assert (repo_id, options) == ("model", {"private": True})
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(SeqJEPA, "push_to_hub", offline)
+    with pytest.raises(ConnectionError, match="no network"):
+        model.save_pretrained(tmp_path / "model", push_to_hub=True, private=True)
+    assert_same_bits(model, SeqJEPA.from_pretrained(tmp_path / "model"))
+
+
+def test_a_model_with_compiled_parts_is_saved_as_a_plain_one(tmp_path: Path) -> None:
+    model, plain = timm_model(), timm_model()
+    model.encoder = torch.compile(model.encoder)
+    plain.load_state_dict(model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert_same_bits(plain, SeqJEPA.from_pretrained(tmp_path))
+
+
+def test_a_model_saved_before_queries_had_a_projection_of_their_own_comes_back(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = timm_model().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(joint(load_file(file)), file, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["weights"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_bits(model, SeqJEPA.from_pretrained(tmp_path))
+
+
+def test_a_loaded_model_is_on_the_cpu_whatever_the_default_device(tmp_path: Path) -> None:
+    model = timm_model()
+    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        loaded = SeqJEPA.from_pretrained(tmp_path)
+    assert_same_bits(model, loaded)
 
 
 # --- bad input ---
@@ -253,6 +366,14 @@ def test_a_config_that_is_no_json_is_refused(saved: Path) -> None:
         SeqJEPA.from_pretrained(saved)
 
 
+@pytest.mark.parametrize("depth", [100, 1000, 100_000])
+def test_a_deeply_nested_config_is_refused(saved: Path, depth: int) -> None:
+    nested = '{"type": "SeqJEPALoss", "distance": ' * depth + "null" + "}" * depth
+    (saved / "config.json").write_text(f'{{"format": 1, "encoder": {nested}}}')
+    with pytest.raises(ValueError, match=r"config\.json .*(is not JSON|nested)"):
+        SeqJEPA.from_pretrained(saved)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 2}'])
 def test_another_library_s_config_is_refused(saved: Path, content: str) -> None:
     (saved / "config.json").write_text(content)
@@ -293,7 +414,7 @@ def test_a_config_from_a_stranger_reads_no_other_file_and_no_network(saved: Path
 def test_an_encoder_that_reached_out_is_saved_as_the_user_s_own() -> None:
     model = timm_model()
     model.encoder.timm_spec = model.encoder.timm_spec | {"name": "hf-hub:someone/a-model"}
-    assert model.config()["encoder"] is None
+    assert model.describe()["encoder"] is None
 
 
 def test_weights_that_were_shared_stay_shared(tmp_path: Path) -> None:

@@ -24,9 +24,12 @@ from seqjepa import (
     SequenceAggregator,
     StopGradientTarget,
     VarianceCovariance,
+    ViewSequence,
 )
+from seqjepa.encoders import feature_width
+from seqjepa.evaluation import extract
 from seqjepa.functional import cosine_distance
-from tests.builders import TinyEncoder, randomise, sequence, tiny_model
+from tests.builders import TinyEncoder, joint, randomise, sequence, tiny_model
 
 small = st.integers(1, 4)
 
@@ -353,6 +356,63 @@ def test_a_step_never_reads_a_value_back(masked: bool, buffers: Any) -> None:
         torch.ones(1).item()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_runs_on_a_device_without_values(masked: bool) -> None:
+    """The meta device stands in for a GPU that must not be waited for: whatever needs a value fails there."""
+    with torch.device("meta"):
+        encoder = TinyEncoder()
+        target = EMATarget(encoder, CosineSchedule(0.9, 1.0, 10))
+        model = tiny_model(encoder=encoder, target=target, loss=SeqJEPALoss(regularizer=VarianceCovariance()))
+        views, actions = torch.rand(4, 4, 3, 8, 8), torch.rand(4, 3, 3)
+        mask = torch.ones(4, 3, dtype=torch.bool) if masked else None
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    out = model(views, actions, mask)
+    out.loss.backward()
+    optimizer.step()
+    model.update_target()
+    assert out.state.shape == (4, 12)
+    assert model.imagine(views[:, :2], actions[:, :1], actions[:, 1:]).shape == (4, 2, 8)
+    assert model.aggregator.attention(torch.rand(4, 3, 12, device="meta"), mask).shape == (4, 2, 2, 4, 4)
+    assert "step=?" in repr(model.target)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("embedder", [ActionEmbedder(3, 4), NoActions(), RawActions(4)])
+def test_a_half_precision_encoder_works_under_float32_heads(half: torch.dtype, embedder: nn.Module) -> None:
+    """As torch.cat would: where half precision and float32 meet without autocast, float32 comes out."""
+    model = randomise(tiny_model(embedder=embedder)).eval()
+    views, actions = sequence()
+    model.encoder.to(half)
+    twin = copy.deepcopy(model).float()
+    z = model.encode(views.to(half))
+    state = model.aggregate(z, model.embed(actions)[:, :3])
+    expected = twin.aggregate(z.float(), twin.embed(actions)[:, :3])
+    assert state.dtype == torch.float32
+    torch.testing.assert_close(state, expected, atol=0, rtol=0)
+    out = model.train()(views.to(half), actions)
+    out.loss.backward()
+    assert out.prediction.dtype == torch.float32
+    assert all(p.grad is not None for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("onlooker", ["target", "attention", "width", "evaluation"])
+def test_under_autocast_a_pass_without_gradient_takes_no_gradient_from_the_next(onlooker: str) -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8))
+    model = tiny_model(encoder=encoder, target=StopGradientTarget(encoder))
+    views, actions = sequence()
+    with torch.autocast("cpu", torch.bfloat16):
+        if onlooker == "attention":
+            model.aggregator.attention(torch.randn(4, 3, 12))
+        elif onlooker == "width":
+            feature_width(encoder, (3, 8, 8))
+        elif onlooker == "evaluation":
+            extract(model, ViewSequence(views, actions))
+        out = model(views, actions)
+    out.loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == ["aggregator.norm.bias"] or without == []
+
+
 def test_distributed_data_parallel_wraps_the_model(tmp_path: Any) -> None:
     dist = torch.distributed
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
@@ -368,9 +428,13 @@ def test_distributed_data_parallel_wraps_the_model(tmp_path: Any) -> None:
         assert not any("module" in key for key in target.state_dict())
         plain = tiny_model()
         model.encoder = nn.parallel.DistributedDataParallel(torch.compile(model.encoder))
-        assert sorted(model.state_dict()) == sorted(plain.state_dict())
         model.load_state_dict(plain.state_dict())
-        assert all(torch.equal(v, model.state_dict()[k]) for k, v in plain.state_dict().items())
+        assert all(
+            torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+        )
+        other = tiny_model()
+        other.load_state_dict(nn.parallel.DistributedDataParallel(model).state_dict())
+        assert all(torch.equal(v, plain.state_dict()[k]) for k, v in other.state_dict().items())
     finally:
         dist.destroy_process_group()
 
@@ -387,22 +451,102 @@ def test_a_state_dict_round_trip_changes_no_bit() -> None:
     assert_same_output(other.eval()(*sequence()), model.eval()(*sequence()), atol=0, rtol=0)
 
 
-def test_compiled_parts_leave_no_prefix_in_a_state_dict_and_load_from_one() -> None:
-    plain, compiled = tiny_model(), tiny_model()
-    compiled.encoder = torch.compile(compiled.encoder)
-    compiled.aggregator = torch.compile(compiled.aggregator)
-    assert list(compiled.state_dict()) != []
-    assert sorted(compiled.state_dict()) == sorted(plain.state_dict())
-    compiled.load_state_dict(plain.state_dict())
-    for key, value in compiled.state_dict().items():
-        assert torch.equal(value, plain.state_dict()[key]), key
-    old = {key.replace("encoder.", "encoder._orig_mod.", 1): v for key, v in tiny_model().state_dict().items()}
-    plain.load_state_dict(old)  # a prefix from elsewhere is understood, too
-    assert torch.equal(plain.encoder.conv1.weight, old["encoder._orig_mod.conv1.weight"])
-    whole: Any = torch.compile(plain)
+def same_values(ours: SeqJEPA, theirs: SeqJEPA) -> bool:
+    values = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in values)
+
+
+def with_compiled_parts(model: SeqJEPA) -> SeqJEPA:
+    model.encoder = torch.compile(model.encoder)
+    model.aggregator = torch.compile(model.aggregator)
+    return model
+
+
+def test_weights_pass_between_plain_and_wrapped_models_whatever_the_wrappers_add_to_their_names() -> None:
+    def plain(seed: int) -> SeqJEPA:
+        return randomise(tiny_model(), seed)
+
+    source = plain(1)
+    state = source.state_dict()
+    spellings: list[dict[str, Any]] = [
+        dict(state),
+        with_compiled_parts(copy.deepcopy(source)).state_dict(),
+        {f"module.{key}": value for key, value in state.items()},  # of a model in DistributedDataParallel
+        {f"_orig_mod.{key}": value for key, value in state.items()},  # of torch.compile(model)
+        {f"module._orig_mod.{key}": value for key, value in joint(state).items()},
+        {key.replace("encoder.", "encoder.module.", 1): value for key, value in state.items()},
+    ]
+    for spelling in spellings:
+        for model in (plain(2), with_compiled_parts(plain(2))):
+            model.load_state_dict(spelling)
+            assert same_values(model, source)
+    whole: Any = torch.compile(plain(2))
     whole.load_state_dict(whole.state_dict())
-    pair = nn.ModuleList([plain, compiled])
+    pair = nn.ModuleList([plain(2), with_compiled_parts(plain(3))])
     pair.load_state_dict(pair.state_dict())
+
+
+def test_a_part_that_really_is_called_module_keeps_its_name() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.scale = TinyEncoder(), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.module(x)
+
+    source, model = randomise(tiny_model(encoder=Wrapped()), 1), tiny_model(encoder=Wrapped())
+    assert "encoder.module.conv1.weight" in source.state_dict()
+    for state in (source.state_dict(), {f"module.{key}": value for key, value in source.state_dict().items()}):
+        model.load_state_dict(tiny_model(encoder=Wrapped()).state_dict())
+        model.load_state_dict(state)
+        assert same_values(model, source)
+    target = model.target
+    target.update(model.encoder)
+    assert "encoder.module.conv1.weight" in target.state_dict()
+
+
+def test_torch_s_own_state_dict_functions_take_a_model_with_compiled_parts() -> None:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    source, model = with_compiled_parts(randomise(tiny_model(), 1)), with_compiled_parts(tiny_model())
+    state = get_model_state_dict(source)
+    assert sorted(state) == sorted(tiny_model().state_dict())
+    set_model_state_dict(model, state)
+    assert same_values(model, source)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_from_before_queries_had_a_projection_of_their_own_still_load(compiled: bool) -> None:
+    source, model = randomise(tiny_model(), 1), tiny_model()
+    old = joint(source.state_dict())
+    assert "aggregator.layers.0.qkv.weight" in old
+    (with_compiled_parts(model) if compiled else model).load_state_dict(old)
+    assert same_values(model, source)
+    part = SequenceAggregator(12, depth=2, heads=2)
+    part.load_state_dict(joint(source.aggregator.state_dict()))
+    assert all(torch.equal(v, source.aggregator.state_dict()[k]) for k, v in part.state_dict().items())
+    assert "aggregator.layers.0.qkv.weight" in old  # the caller's own dictionary is left alone
+
+
+def test_a_model_built_without_weights_takes_them_by_assignment() -> None:
+    source = randomise(tiny_model(), 1)
+    source.update_target()
+    with torch.device("meta"):
+        model = tiny_model()
+    with pytest.raises(
+        RuntimeError, match=r"nothing was loaded(.|\n)*load with assign=True, or call to_empty\(\) first"
+    ):
+        model.load_state_dict(source.state_dict())
+    model.load_state_dict(source.state_dict(), assign=True)
+    assert same_values(model, source)
+    assert model.target.step == 1
+    assert not any(p.requires_grad for p in model.target.parameters())
+    assert all(p.requires_grad for p in model.encoder.parameters())
+    assert_same_output(model.eval()(*sequence()), source.eval()(*sequence()), atol=0, rtol=0)
+    model.train()(*sequence()).loss.backward()
+    model.update_target()
+    assert model.target.step == 2
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -609,7 +753,7 @@ def test_without_actions_their_dtype_and_device_do_not_matter() -> None:
 def test_raw_actions_of_another_dtype_are_refused_by_their_name() -> None:
     views, actions = sequence()
     with pytest.raises(
-        TypeError, match=r"e, the embedded actions, must have the dtype of the weights, torch\.float32; got"
+        TypeError, match=r"e must have the dtype of .* got torch\.float64\. Convert with e\.to\(torch\."
     ):
         tiny_model(embedder=RawActions(4))(views, actions.double())
 
@@ -651,5 +795,5 @@ def test_weights_of_another_kind_are_refused_before_anything_is_loaded(spoil: An
 
 
 def test_another_checkpoint_is_answered_with_what_it_holds() -> None:
-    with pytest.raises(RuntimeError, match=r"0 of 76 names are known here, 1 were given\.\n  model: unknown\n"):
+    with pytest.raises(RuntimeError, match=r"0 of 80 names are known here, 1 were given\.\n  model: unknown\n"):
         tiny_model().load_state_dict({"model": tiny_model().state_dict()})

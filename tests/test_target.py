@@ -2,13 +2,14 @@
 
 import copy
 import math
+import threading
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from seqjepa import CosineSchedule, EMATarget, StopGradientTarget
 from tests.builders import TinyEncoder, randomise
@@ -199,6 +200,187 @@ def test_a_compiled_encoder_is_copied_plain_and_followed() -> None:
     torch.testing.assert_close(target.encoder.conv1.weight, before + 0.5)
 
 
+def test_each_weight_follows_its_own_whatever_the_order() -> None:
+    class Pair(nn.Module):
+        def __init__(self, first: str, second: str) -> None:
+            super().__init__()
+            for name in (first, second):
+                setattr(self, name, nn.Linear(3, 3))
+
+    encoder, other = Pair("a", "b"), Pair("b", "a")
+    target = EMATarget(encoder, momentum=0.0, buffers="copy")
+    target.update(other)
+    assert torch.equal(target.encoder.a.weight, other.a.weight)  # type: ignore[arg-type, union-attr]
+    assert torch.equal(target.encoder.b.weight, other.b.weight)  # type: ignore[arg-type, union-attr]
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(
+        ValueError, match=r"parameters .* differ .* in name: c\.weight is new, c\.bias is new, a\.weight is"
+    ):
+        target.update(Pair("c", "b"))
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_a_weight_that_two_modules_share_moves_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 2, bias=False)
+            self.b = self.a
+
+    encoder = Tied()
+    target = EMATarget(encoder, momentum=0.5)
+    before = encoder.a.weight.detach().clone()
+    with torch.no_grad():
+        encoder.a.weight.add_(1.0)
+    target.update(encoder)
+    torch.testing.assert_close(target.encoder.a.weight, before + 0.5)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_copied() -> None:
+    class Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes = nn.Parameter(torch.tensor([1, 2, 3]), requires_grad=False)
+            self.keep = nn.Parameter(torch.tensor([True, False]), requires_grad=False)
+            self.wave = nn.Parameter(torch.tensor([1.0 + 2.0j]))
+
+    encoder: Any = Codes()
+    target = EMATarget(encoder, momentum=0.75)
+    with torch.no_grad():
+        encoder.codes.fill_(7)
+        encoder.keep.fill_(True)
+        encoder.wave.fill_(5.0 + 6.0j)
+    target.update(encoder)
+    assert target.encoder.codes.tolist() == [7, 7, 7]
+    assert target.encoder.keep.tolist() == [True, True]
+    torch.testing.assert_close(target.encoder.wave.detach(), torch.tensor([2.0 + 3.0j]))
+
+
+class Recording(nn.Module):
+    """An encoder that keeps what it computed, in several places, and looks into itself by a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 6), nn.Linear(6, 4)
+        self.last: Any = None
+        self.kept: dict[str, list[Tensor]] = {}
+        self.body.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.kept = {"body": [output]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.head(self.body(x)).relu()
+        return self.last + self.kept["body"][0].mean()
+
+
+def test_an_encoder_that_was_used_before_is_copied_with_what_is_its_own() -> None:
+    encoder = Recording()
+    x = torch.rand(2, 8)
+    encoder(x).sum().backward()
+    target = EMATarget(encoder)
+    assert torch.equal(target(x), encoder(x))
+    assert target.encoder.kept["body"][0] is not encoder.kept["body"][0]  # the copy's hook writes to the copy
+    assert target.encoder.last is not encoder.last
+    assert not target.encoder.last.requires_grad
+    assert encoder.last.requires_grad
+
+
+@pytest.mark.parametrize("registration", [
+    "register_forward_hook", "register_forward_pre_hook",
+    "register_full_backward_hook", "register_full_backward_pre_hook",
+])  # fmt: skip
+def test_a_hook_of_somebody_outside_stays_with_the_encoder(registration: str) -> None:
+    class Probe:
+        """Cannot be copied, and must not be called by the target."""
+
+        def __init__(self) -> None:
+            self.calls, self.lock = 0, threading.Lock()
+
+        def look(self, *_: Any) -> None:
+            self.calls += 1
+
+    encoder, probe, seen = TinyEncoder(), Probe(), []
+    getattr(encoder.conv2, registration)(probe.look)
+    getattr(encoder.conv3, registration)(lambda *_: seen.append(1))
+    target = EMATarget(encoder)
+    target(torch.rand(2, 3, 8, 8))
+    assert (probe.calls, seen) == (0, [])
+    encoder(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert (probe.calls, seen) == (1, [1])
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: nn.utils.prune.random_unstructured(m, "weight", 0.5),
+    lambda m: nn.utils.weight_norm(m),  # the older form, by a hook
+    lambda m: nn.utils.spectral_norm(m),
+    lambda m: nn.utils.parametrizations.weight_norm(m),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_computes_a_weight_comes_along(change: Any) -> None:
+    layer = change(nn.Linear(8, 4)).eval()
+    layer(torch.rand(2, 8)).sum().backward()
+    target = EMATarget(layer, momentum=0.0, buffers="copy")
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(2).add_(0.5)
+    target.update(layer)
+    x = torch.rand(3, 8)
+    torch.testing.assert_close(target(x), layer(x).detach())
+
+
+def test_an_encoder_that_cannot_be_copied_or_is_not_made_yet_is_refused() -> None:
+    class Locked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.lock = threading.Lock()
+
+    with pytest.raises(TypeError, match=r"Locked cannot be copied: .*lock.*Keep what cannot be copied out of"):
+        EMATarget(Locked())
+    with pytest.raises(ValueError, match=r"lazy modules that have not made their weights yet\. Encode one batch first"):
+        EMATarget(nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize("momentum", [0.9, CosineSchedule(0.9, 1.0, 20)])
+def test_a_compiled_step_is_compiled_once_not_at_each_update(momentum: Any) -> None:
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    encoder = TinyEncoder()
+    target, eager = EMATarget(encoder, momentum), EMATarget(encoder, momentum)
+    update = torch.compile(target.update, backend=backend, fullgraph=True)
+    for seed in range(12):
+        update(moved(encoder, seed))
+        eager.update(moved(encoder, seed))
+    assert len(graphs) == 1
+    assert target.step == eager.step == 12
+    assert all(torch.equal(a, b) for a, b in zip(target.parameters(), eager.parameters(), strict=True))
+
+
+def test_a_schedule_gives_a_tensor_the_same_numbers() -> None:
+    encoder = TinyEncoder()
+    schedule = CosineSchedule(0.5, 1.0, 4)
+    by_tensor, by_number = EMATarget(encoder, schedule), EMATarget(encoder, lambda step: schedule(step))
+    for seed in range(6):
+        by_tensor.update(moved(encoder, seed))
+        by_number.update(moved(encoder, seed))
+    for a, b in zip(by_tensor.parameters(), by_number.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+
+
+def test_the_step_can_be_set() -> None:
+    target = EMATarget(nn.Linear(1, 1), CosineSchedule(0.0, 1.0, 4))
+    target.step = 4
+    assert target.step == 4
+    before = target.encoder.weight.clone()
+    target.update(nn.Linear(1, 1))
+    assert torch.equal(target.encoder.weight, before)
+
+
 def test_it_prints_what_it_does() -> None:
     assert "momentum=0.9, buffers='ema', step=0" in repr(EMATarget(nn.Linear(1, 1), 0.9, buffers="ema"))
 
@@ -235,6 +417,14 @@ def test_a_momentum_outside_0_1_is_refused(momentum: float) -> None:
     with pytest.raises(ValueError, match=rf"must be in \[0, 1\]; the schedule gave {momentum} at step 1"):
         target.update(nn.Linear(1, 1))
     assert target.step == 1
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(0.9, 1.1, 10), CosineSchedule(-0.1, 1.0, 10)])
+def test_a_schedule_that_leaves_0_1_is_refused_at_once(schedule: CosineSchedule) -> None:
+    with pytest.raises(
+        ValueError, match=r"momentum must be in \[0, 1\], or a schedule of the step; got CosineSchedule"
+    ):
+        EMATarget(nn.Linear(1, 1), schedule)
 
 
 def test_unknown_buffers_are_refused() -> None:

@@ -50,7 +50,7 @@ def fit_mlp(
     while step < max_steps and since < PATIENCE:
         for _ in range(min(steps_a_round, max_steps - step)):
             if len(queue) == 0:
-                queue = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+                queue = rows[torch.randperm(len(rows), generator=generator, device="cpu").to(rows.device)]
             batch, queue = queue[:BATCH], queue[BATCH:]
             with torch.enable_grad():
                 loss = F.mse_loss(_forward(parameters, x[batch]), y[batch])
@@ -77,7 +77,8 @@ def _parameters(sizes: tuple[int, ...], generator: torch.Generator, like: Tensor
     """Weights and biases as `nn.Linear` draws its weights, uniform in ±1/√fan-in; biases and the last layer zero."""
     parameters = []
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        weight = (2 * torch.rand(fan_out, fan_in, generator=generator) - 1) / math.sqrt(fan_in)
+        drawn = torch.rand(fan_out, fan_in, generator=generator, device="cpu", dtype=torch.float32)
+        weight = (2 * drawn - 1) / math.sqrt(fan_in)
         if layer == len(sizes) - 2:
             weight.zero_()
         parameters += [weight.to(like), like.new_zeros(fan_out)]

@@ -1,8 +1,9 @@
-"""What every probe shares: standardising, a held-out part of the training set, intervals by the bootstrap."""
+"""What every probe shares: standardising, held-out parts of the training set, intervals by the bootstrap."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,9 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Interval", "Standardizer", "bootstrap", "hold_out", "plain_arithmetic", "resampled_sums", "sums_by_source"]
+from seqjepa._modes import autocast
+
+__all__ = [
+    "Interval", "Standardizer", "bootstrap", "draw_folds", "hold_out", "interval_of", "plain_arithmetic",
+    "resampled_sums", "sums_by_source",
+]  # fmt: skip
 
 RESAMPLES = 1000
+FOLDS = 5
 
 
 class Interval(NamedTuple):
@@ -29,7 +36,7 @@ class Interval(NamedTuple):
 @contextlib.contextmanager
 def plain_arithmetic(device: torch.device) -> Iterator[None]:
     """Without autocast, without gradient, and outside inference mode, whatever the caller works under."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), autocast(device, enabled=False):
         yield
 
 
@@ -42,7 +49,8 @@ class Standardizer:
 
     def __init__(self, x: Float[Tensor, "N D"]) -> None:
         self.mean = x.mean(0, dtype=torch.float64)
-        deviation = ((x - self.mean.to(x.dtype)).square().mean(0, dtype=torch.float64)).sqrt()
+        centred = x - self.mean.to(x.dtype)  # squared in float64: float32 overflows at 2e19
+        deviation = torch.linalg.vector_norm(centred, dim=0, dtype=torch.float64) / len(x) ** 0.5
         noise = 8 * torch.finfo(x.dtype).eps * (self.mean.square() + deviation.square()).sqrt()
         self.deviation = deviation
         self.scale = torch.where(deviation > noise, deviation, torch.inf).reciprocal()
@@ -53,31 +61,54 @@ class Standardizer:
 
 
 def hold_out(
+    rows: int, fraction: float, generator: torch.Generator, *, sources: Int[Tensor, "N"] | None = None
+) -> Bool[Tensor, "N"]:
+    """Which training rows to hold out: about `fraction`, never all; a source is never split.
+
+    On the CPU, so that one seed holds out the same rows on every device.
+    """
+    of_row = _units(rows, sources)
+    units = int(of_row.max()) + 1
+    held = torch.zeros(units, dtype=torch.bool, device="cpu")
+    held[_shuffled(units, generator)[: min(math.ceil(units * fraction), units - 1)]] = True
+    return held[of_row]
+
+
+def draw_folds(
     rows: int,
-    fraction: float,
     generator: torch.Generator,
     *,
     labels: Int[Tensor, "N"] | None = None,
     sources: Int[Tensor, "N"] | None = None,
-) -> Bool[Tensor, "N"]:
-    """Which training rows to hold out: about `fraction` of each class, never all of one; a source is never split.
+) -> Int[Tensor, "N"]:
+    """The fold of each training row, 0 … K − 1 with K up to 5, or −1 for rows that are always learnt from.
 
-    With sources, whole sources are drawn, each with the label of its last row. On the CPU, so that one seed holds out
-    the same rows on every device.
+    Folds differ in size by one unit at most, and so do the units of each class in them, a unit being a source where
+    they are named (with the class of its last row), or a row. A source is never split. A class whose rows all lie in
+    one fold could not be learnt without it, so its units belong to none. On the CPU, as `hold_out`.
     """
-    of_row = torch.arange(rows) if sources is None else sources.cpu()
+    of_row = _units(rows, sources)
     units = int(of_row.max()) + 1
-    unit_label = torch.zeros(units, dtype=torch.long)
-    if labels is not None:
-        unit_label[of_row] = labels.cpu()
-    shuffled = torch.randperm(units, generator=generator)
-    by_class = shuffled[torch.argsort(unit_label[shuffled], stable=True)]  # classes together, shuffled inside
-    sizes = torch.bincount(unit_label)
-    rank = torch.arange(units) - (sizes.cumsum(0) - sizes)[unit_label[by_class]]
-    quota = torch.minimum((sizes * fraction).ceil().long(), sizes - 1)  # one stays to learn from
-    held = torch.zeros(units, dtype=torch.bool)
-    held[by_class] = rank < quota[unit_label[by_class]]
-    return held[of_row]
+    label = torch.zeros(rows, dtype=torch.long, device="cpu") if labels is None else labels.cpu()
+    of_unit = torch.zeros(units, dtype=torch.long, device="cpu")
+    of_unit[of_row] = label
+    shuffled = _shuffled(units, generator)
+    by_class = shuffled[torch.argsort(of_unit[shuffled], stable=True)]  # classes together, shuffled inside
+    fold = torch.empty(units, dtype=torch.long, device="cpu")
+    fold[by_class] = torch.arange(units, device="cpu") % FOLDS
+    size, classes = (label.max() + 1) * FOLDS, label * FOLDS
+    spread = torch.bincount(classes + fold[of_row], minlength=int(size)).view(-1, FOLDS).count_nonzero(1)
+    fold[of_row[spread[label] == 1]] = -1
+    left, numbered = torch.unique(fold[of_row], return_inverse=True)  # an empty fold is none
+    return numbered - int((left < 0).any())
+
+
+def _units(rows: int, sources: Tensor | None) -> Tensor:
+    return torch.arange(rows, device="cpu") if sources is None else sources.cpu()
+
+
+def _shuffled(units: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(units, generator=generator, device="cpu")
 
 
 def sums_by_source(values: Shaped[Tensor, "N K"], sources: Int[Tensor, "N"] | None) -> Float[Tensor, "U K"]:
@@ -96,8 +127,8 @@ def resampled_sums(sums: Float[Tensor, "U K"], generator: torch.Generator) -> Fl
     totals = []
     for start in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - start)
-        drawn = torch.randint(units, (size, units), generator=generator)
-        flat = (drawn + units * torch.arange(size)[:, None]).flatten()
+        drawn = torch.randint(units, (size, units), generator=generator, device="cpu")
+        flat = (drawn + units * torch.arange(size, device="cpu")[:, None]).flatten()
         counts = torch.bincount(flat, minlength=size * units).view(size, units)
         totals.append(counts.double() @ sums)
     return torch.cat(totals)

@@ -15,6 +15,8 @@ from seqjepa.evaluation._statistics import plain_arithmetic
 
 __all__ = ["batch_norm_drift", "feature_deviation", "lidar", "mean_pairwise_cosine", "rankme", "target_gap"]
 
+CHUNK = 8192  # rows that are in float64 at once
+
 
 def rankme(features: Float[Tensor, "N D"], *, eps: float = 1e-7) -> float:
     """RankMe: the effective rank of the features, a soft count of the directions they use.
@@ -184,7 +186,7 @@ def target_gap(prediction: Float[Tensor, "N D"], target: Float[Tensor, "N D"]) -
         raise ValueError(f"Prediction and target must have one width; got {p.shape[1]} and {t.shape[1]}.")
     _check_two(len(p))
     with plain_arithmetic(p.device):
-        return round(gap_of(p, t).item(), 12)
+        return round(gap_of(p, t)[0].item(), 12)
 
 
 def batch_norm_drift(encoder: nn.Module, target: nn.Module) -> float:
@@ -217,21 +219,31 @@ def batch_norm_drift(encoder: nn.Module, target: nn.Module) -> float:
 
 def gram_spectrum(x: Float[Tensor, "N D"]) -> Float[Tensor, "K"]:
     """Singular values, from the smaller Gram matrix, in float64."""
-    x = x.double()
-    gram = x @ x.mT if len(x) < x.shape[1] else x.mT @ x
+    if len(x) < x.shape[1]:
+        gram = x.double() @ x.double().mT
+    else:
+        gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        for some in x.split(CHUNK):
+            gram.addmm_(some.double().mT, some.double())
     squares = torch.linalg.eigvalsh(gram)
     return torch.where(squares > 1e-14 * squares[-1], squares, 0).sqrt()  # what is below is rounding
 
 
 def discriminant_spectrum(x: Float[Tensor, "N V D"], delta: float) -> Float[Tensor, "K"]:
     """Eigenvalues of Σ_w^−½ Σ_b Σ_w^−½, which are those of L⁻¹ Σ_b L⁻ᵀ with Σ_w = L Lᵀ."""
-    noise = 8 * torch.finfo(x.dtype).eps
-    x = x.double()
-    means = x.mean(1)
-    within = (x - means[:, None]).flatten(0, 1)
-    sigma_w = within.mT @ within / len(within) + delta * torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
-    between = (means - means.mean(0)) / len(means) ** 0.5
-    between = torch.where(between.square().sum() > noise**2 * x.square().mean() * x.shape[2], between, 0)
+    noise, (sources, views, width) = 8 * torch.finfo(x.dtype).eps, x.shape
+    means = torch.empty(sources, width, dtype=torch.float64, device=x.device)
+    sigma_w = delta * torch.eye(width, dtype=torch.float64, device=x.device)
+    power = torch.zeros((), dtype=torch.float64, device=x.device)
+    size = max(1, CHUNK // views)
+    for some, mean in zip(x.split(size), means.split(size), strict=True):  # a few sources at a time: x is the large one
+        within = some.double()
+        power += within.square().sum() / sources / views  # the mean square length of a row
+        mean.copy_(within.mean(1))
+        within = (within - mean[:, None]).flatten(0, 1)
+        sigma_w.addmm_(within.mT, within, alpha=1 / sources / views)
+    between = (means - means.mean(0)) / sources**0.5
+    between = torch.where(between.square().sum() > noise**2 * power, between, 0)
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(sigma_w), between.mT, upper=False)
     return gram_spectrum(whitened).square()
 
@@ -255,10 +267,14 @@ def cross_cosine(u: Float[Tensor, "N D"], v: Float[Tensor, "N D"]) -> Float[Tens
     return (u.sum(0) @ v.sum(0) - (u * v).sum()) / (n * (n - 1))
 
 
-def gap_of(prediction: Float[Tensor, "N D"], target: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """Cosine with the own target less that with the others."""
+def gap_of(prediction: Float[Tensor, "N D"], target: Float[Tensor, "N D"]) -> Float[Tensor, "2"]:
+    """Cosine with the own target less that with the others, and the standard error of that over draws of the rows."""
     u, v = F.normalize(prediction.double(), dim=1), F.normalize(target.double(), dim=1)
-    return (u * v).sum(1).mean() - cross_cosine(u, v)
+    own, n = (u * v).sum(1), len(u)
+    gap = own.mean() - cross_cosine(u, v)
+    # What a row adds, as a prediction and as a target: the influence of a mean over pairs.
+    influence = own - (u @ v.sum(0) - own) / (n - 1) - (v @ u.sum(0) - own) / (n - 1)
+    return torch.stack([gap, influence.std() / n**0.5])
 
 
 def drift_of(encoder: nn.Module, target: nn.Module) -> Float[Tensor, ""]:

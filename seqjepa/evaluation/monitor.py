@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +28,8 @@ from seqjepa.evaluation.collapse import (
 __all__ = ["Health", "Monitor", "MonitorReport", "Thresholds"]
 
 EPS, DELTA = 1e-7, 1e-4  # those of RankMe and of LiDAR
+# What a number without a value says is broken.
+SOURCE = {"gap": "prediction", "gap_error": "prediction", "drift": "a batch norm of the encoders"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Thresholds:
         rank: collapsing below this share of min(rows, width), and below 2 in any case.
         fall: falling below this share of the highest rank so far.
         cosine: collapsed above this mean pairwise cosine.
-        gap: blind below this gap between own and shuffled targets.
+        gap: blind below this gap between own and shuffled targets, give or take two of its standard errors.
         drift: drifting above this distance of batch-norm statistics, in deviations.
 
     Examples:
@@ -98,6 +103,7 @@ class MonitorReport:
         z: health of the equivariant representation, or None.
         state: health of the invariant one, or None.
         gap: [`target_gap`][seqjepa.evaluation.target_gap], or None.
+        gap_error: its standard error over draws of the rows, or None.
         drift: [`batch_norm_drift`][seqjepa.evaluation.batch_norm_drift], or None.
 
     Examples:
@@ -111,6 +117,7 @@ class MonitorReport:
     state: Health | None = None
     gap: float | None = None
     drift: float | None = None
+    gap_error: float | None = None
 
     @property
     def healthy(self) -> bool:
@@ -121,7 +128,7 @@ class MonitorReport:
         """One line."""
         parts = [f"step {self.step}"]
         parts += [f"{name}: {health}" for name, health in (("z", self.z), ("state", self.state)) if health]
-        parts += [] if self.gap is None else [f"gap {self.gap:.3f}"]
+        parts += [] if self.gap is None else [f"gap {self.gap:.3f}" + _plus_minus(self.gap_error)]
         parts += [] if self.drift is None else [f"drift {self.drift:.2f}"]
         return " | ".join([*parts, self.verdict])
 
@@ -134,12 +141,12 @@ class Monitor:
 
     The verdict is the first of these that holds; see [`Thresholds`][seqjepa.evaluation.Thresholds]:
 
-    - *broken*: NaN or infinity;
-    - *collapsed*: all rows point one way (mean pairwise cosine);
+    - *broken*: NaN or infinity, in what is looked at or in the running statistics of a batch norm;
+    - *collapsed*: all rows point one way (mean pairwise cosine), or no feature varies;
     - *collapsing*: few directions are left (effective rank), or *recovering*, if there are 10 % more than at the last
       report;
-    - *falling*: the effective rank is a small part of what it was;
-    - *blind*: predictions fit shuffled targets as well as their own;
+    - *falling*: the effective rank is a small part of what it was in a batch of as many rows, or fewer;
+    - *blind*: predictions fit shuffled targets as well as their own, as far as so many rows can tell;
     - *drifting*: the target's batch norm has left the encoder's behind;
     - *ok*.
 
@@ -176,7 +183,8 @@ class Monitor:
         self.thresholds = Thresholds() if thresholds is None else thresholds
         self.step = 0
         self.history: deque[MonitorReport] = deque(maxlen=history)
-        self._highest: dict[str, tuple[float, int]] = {}  # rank and step
+        # Of each representation the highest ranks: rows, rank, step. More rows are kept only with a higher rank.
+        self._highest: dict[str, list[tuple[int, float, int]]] = {}
 
     def __call__(
         self,
@@ -217,13 +225,32 @@ class Monitor:
                 f"{tuple(tensors['prediction'].shape)} and {tuple(tensors['target'].shape)}."
             )
         broken = _not_finite(tensors)
-        if broken:
-            verb = "hold" if len(broken) > 1 else "holds"
-            report = MonitorReport(self.step, f"broken: {' and '.join(broken)} {verb} NaN or infinity")
-        else:
-            report = self._report(tensors, encoder, target_encoder)
+        report = _broken(self.step, broken) if broken else self._report(tensors, encoder, target_encoder)
         self.history.append(report)
         return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later reports depend on, and those in `.history`, as plain values for a checkpoint."""
+        return {
+            "step": self.step,
+            "highest": {name: list(found) for name, found in self._highest.items()},
+            "history": [asdict(report) for report in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the monitor that was saved would; the settings are those of this one.
+
+        Raises:
+            ValueError: keys that are missing or unknown.
+        """
+        if state.keys() != {"step", "highest", "history"}:
+            raise ValueError(
+                f"A monitor's state has the keys step, highest, history; got {', '.join(map(str, state)) or 'none'}."
+            )
+        reports = [_report_of(report) for report in state["history"]]
+        self.step = int(state["step"])
+        self._highest = {name: [(*one,) for one in found] for name, found in state["highest"].items()}
+        self.history = deque(reports, maxlen=self.history.maxlen)
 
     def _rows(self, name: str, x: Tensor) -> Tensor:
         """The first rows, detached, in float32 or wider; whole sources of z."""
@@ -246,23 +273,37 @@ class Monitor:
                 if name in tensors:
                     values |= {f"{name}.{key}": value for key, value in _measure(tensors[name]).items()}
             if "prediction" in tensors:
-                values["gap"] = gap_of(tensors["prediction"], tensors["target"])
+                values["gap"], values["gap_error"] = gap_of(tensors["prediction"], tensors["target"])
             if encoder is not None and target_encoder is not None:
                 values["drift"] = drift_of(encoder, target_encoder).to(device)
             numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        broken = sorted({SOURCE.get(key, key.partition(".")[0]) for key in values if not math.isfinite(numbers[key])})
+        if broken:
+            return _broken(self.step, broken)
         healths = {name: _health(name, x, numbers) for name, x in tensors.items() if name in ("z", "state")}
-        gap, drift = numbers.get("gap"), numbers.get("drift")
-        verdict = self._judge(healths, gap, drift)
+        gap, drift, error = numbers.get("gap"), numbers.get("drift"), numbers.get("gap_error")
+        verdict = self._judge(healths, gap, error, drift)
         for name, health in healths.items():
-            self._highest[name] = max(self._highest.get(name, (0.0, 0)), (health.rank, self.step))
-        return MonitorReport(self.step, verdict, healths.get("z"), healths.get("state"), gap, drift)
+            self._remember(name, health)
+        return MonitorReport(self.step, verdict, healths.get("z"), healths.get("state"), gap, drift, error)
 
-    def _judge(self, healths: dict[str, Health], gap: float | None, drift: float | None) -> str:
+    def _remember(self, name: str, health: Health) -> None:
+        """Keep a rank that is the highest of all with as many rows or fewer, and none that it surpasses."""
+        kept = self._highest.setdefault(name, [])
+        if all(rank < health.rank for rows, rank, _ in kept if rows <= health.rows):
+            kept[:] = [(rows, rank, step) for rows, rank, step in kept if rows < health.rows or rank > health.rank]
+            kept.append((health.rows, health.rank, self.step))
+
+    def _judge(
+        self, healths: dict[str, Health], gap: float | None, gap_error: float | None, drift: float | None
+    ) -> str:
         limits = self.thresholds
         last = self.history[-1] if self.history else None
         for name, health in healths.items():
             if health.cosine > limits.cosine:
                 return f"collapsed: all {name} point one way (mean cosine {health.cosine:.3f})"
+            if health.dead == 1:
+                return f"collapsed: {name} is the same in every row"
         for name, health in healths.items():
             most, rank = min(health.rows, health.width), f"effective rank {health.rank:.0f} of {health.width}"
             if most >= 8 and health.rank < max(2.0, limits.rank * most) * (1 + 1e-3):
@@ -271,15 +312,32 @@ class Monitor:
                     return f"recovering: {name} has {rank}, {before.rank:.0f} at the last report"
                 return f"collapsing: {name} has {rank}"
         for name, health in healths.items():
-            highest, step = self._highest.get(name, (0.0, 0))
+            # The rank grows with the rows: a smaller batch is not held to what a larger one had.
+            comparable = [(rank, step) for rows, rank, step in self._highest.get(name, []) if rows <= health.rows]
+            highest, step = max(comparable, default=(0.0, 0))
             if health.rank < limits.fall * highest:
                 rank = f"effective rank {health.rank:.0f} of {health.width}"
                 return f"falling: {name} has {rank}, {highest:.0f} at step {step}"
-        if gap is not None and gap < limits.gap:
-            return f"blind: predictions fit shuffled targets as well as their own (gap {gap:.3f})"
+        if gap is not None and gap_error is not None and gap < limits.gap + 2 * gap_error:
+            found = f"gap {gap:.3f}{_plus_minus(gap_error)}"
+            return f"blind: predictions fit shuffled targets as well as their own ({found})"
         if drift is not None and drift > limits.drift:
             return f"drifting: the target's batch norm is {drift:.1f} deviations from the encoder's"
         return "ok"
+
+
+def _broken(step: int, names: list[str]) -> MonitorReport:
+    verb = "hold" if len(names) > 1 else "holds"
+    return MonitorReport(step, f"broken: {' and '.join(names)} {verb} NaN or infinity")
+
+
+def _report_of(saved: Mapping[str, Any]) -> MonitorReport:
+    fields: dict[str, Any] = {key: Health(**v) if isinstance(v, Mapping) else v for key, v in saved.items()}
+    return MonitorReport(**fields)
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.3f}"
 
 
 def _measure(x: Tensor) -> dict[str, Tensor]:

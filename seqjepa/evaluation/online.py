@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from seqjepa._checks import check_axes
+from seqjepa._modes import autocast
 
 __all__ = ["OnlineProbe"]
+
+LARGEST = 1e15  # squares of larger numbers overflow float32 when they are summed
 
 
 class OnlineProbe:
@@ -25,6 +28,9 @@ class OnlineProbe:
     epoch on it has fitted the same sources before. For a figure to report, use
     [`linear_probe`][seqjepa.evaluation.linear_probe] on held-out rows: the representation moves while this probe
     learns, so it lags behind.
+
+    Rows that hold NaN, infinity or a number beyond 10¹⁵ (half precision overflowed, say, and the run skips the step)
+    are not learnt from, and count in no accuracy; the others of their batch are and do.
 
     Args:
         dim: D, width of the features.
@@ -72,16 +78,16 @@ class OnlineProbe:
             )
         if not 0 <= memory < 1:
             raise ValueError(f"memory is the weight of the past at each batch, in [0, 1); got {memory}.")
-        linear = nn.utils.skip_init(nn.Linear, dim, num_classes, device=device)  # a drawn weight would move the run
+        full: Any = {"device": device, "dtype": torch.float32}
+        linear = nn.utils.skip_init(nn.Linear, dim, num_classes, **full)  # a drawn weight would move the run
         with torch.no_grad():
             for parameter in linear.parameters():
                 parameter.zero_()
-        self.network = nn.Sequential(nn.BatchNorm1d(dim, affine=False, device=device), linear)
+        self.network = nn.Sequential(nn.BatchNorm1d(dim, affine=False, **full), linear)
         self.optimizer = torch.optim.AdamW(linear.parameters(), lr=lr, weight_decay=weight_decay)
         self.dim, self.num_classes, self.memory = dim, num_classes, memory
         self.step = 0
-        self._running = torch.zeros((), device=device)
-        self._weight = 0.0
+        self._hits, self._batches = torch.zeros(2, **full).unbind()  # both fade: their ratio is the accuracy
 
     def __repr__(self) -> str:
         """Sizes and steps; nothing that waits for the device."""
@@ -90,7 +96,7 @@ class OnlineProbe:
     @property
     def accuracy(self) -> float:
         """Running accuracy over the last batches, in [0, 1]; nan before the first. Reading it waits for the device."""
-        return (self._running / self._weight).item() if self._weight else float("nan")
+        return (self._hits / self._batches).item()
 
     def update(self, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         """Classify the batch, then learn from it. Never waits for the device.
@@ -100,28 +106,41 @@ class OnlineProbe:
             labels: (N,) integers 0 … C−1.
 
         Returns:
-            () accuracy of this batch, before learning from it.
+            () accuracy of this batch, before learning from it; nan if none of its rows is finite.
         """
         x, y = self._check(features, labels)
         if len(x) < 2:
             raise ValueError("The probe standardises by the batch, and needs two rows at least; got 1.")
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            logits = self.network.train()(x.clone() if x.is_inference() else x)
-            gradients = torch.autograd.grad(F.cross_entropy(logits, y), list(self.network.parameters()))
+        with torch.inference_mode(False), torch.enable_grad(), autocast(x.device, enabled=False):
+            x, usable = self._usable(x.clone() if x.is_inference() else x)
+            count = usable.sum()
+            logits = self.network.train()(x)
+            losses = F.cross_entropy(logits, y, reduction="none")
+            loss = torch.where(usable, losses, 0).sum() / count.clamp(min=1)
+            gradients = torch.autograd.grad(loss, list(self.network.parameters()))
             for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-            accuracy = (logits.detach().argmax(1) == y).float().mean()
-            self._running = self.memory * self._running + accuracy
-        self._weight = self.memory * self._weight + 1
+            accuracy = ((logits.detach().argmax(1) == y) & usable).sum() / count
+            some = count > 0
+            self._hits = self.memory * self._hits + torch.where(some, accuracy, 0)
+            self._batches = self.memory * self._batches + some
         self.step += 1
         return accuracy
+
+    def _usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows, and which are finite; in the place of the others stands the mean of those, or of the past."""
+        norm: Any = self.network[0]
+        usable = (x.abs() < LARGEST).all(dim=1)  # False of NaN
+        kept = torch.where(usable[:, None], x, 0)
+        mean = torch.where(usable.any(), kept.sum(0) / usable.sum().clamp(min=1), norm.running_mean)
+        return torch.where(usable[:, None], x, mean), usable
 
     @torch.no_grad()
     def score(self, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         """Accuracy on held-out rows, by the running statistics; changes nothing."""
         x, y = self._check(features, labels)
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device, enabled=False):
             return (self.network.eval()(x).argmax(1) == y).float().mean()
 
     def attach(
@@ -149,15 +168,15 @@ class OnlineProbe:
         """Weights, optimiser and running accuracy, for a checkpoint."""
         return {
             "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "running": self._running.clone(), "weight": self._weight,
+            "step": self.step, "running": self._hits.clone(), "weight": self._batches.clone(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self._weight = int(state["step"]), float(state["weight"])
-        self._running = state["running"].to(self._running)
+        self.step = int(state["step"])
+        self._hits, self._batches = (torch.as_tensor(state[key]).to(self._hits) for key in ("running", "weight"))
 
     def _check(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes and types; values are not read."""
@@ -169,9 +188,9 @@ class OnlineProbe:
             )
         if labels.is_floating_point():
             raise TypeError(f"labels must be integers; got {labels.dtype}. Convert with labels.long().")
-        if features.device != self._running.device:
+        if features.device != self._hits.device:
             raise ValueError(
-                f"The probe lies on {self._running.device}; got features on {features.device}. Build it with "
+                f"The probe lies on {self._hits.device}; got features on {features.device}. Build it with "
                 f"device={str(features.device)!r}."
             )
         return features.detach().float(), labels.to(features.device).long()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seqjepa.evaluation._inputs import check_features, check_rows, check_same_device, check_sources
 from seqjepa.evaluation._mlp import fit_mlp
+from seqjepa.evaluation._ridge import Moments, Ridge, cross_validate
 from seqjepa.evaluation._statistics import (
     Interval,
     Standardizer,
     bootstrap,
+    draw_folds,
     hold_out,
     interval_of,
     plain_arithmetic,
@@ -42,14 +43,16 @@ class Regression:
     Attributes:
         mean: R² per output, averaged; at most 1, 0 for the test mean, below 0 for worse.
         pooled: the pooled form; at most 1.
-        per_output: R² of each output.
+        per_output: R² of each output; nan for one that never varies.
         interval: 95 % bootstrap interval of `mean`, over test rows, or test sources where they are named.
         pooled_interval: that of `pooled`.
         chance: `mean` of the constant that is the mean of the training targets: 0 or a little below.
         pooled_chance: `pooled` of that constant; about 0.23 on quaternions of 3DIEBench, so not 0.
-        predictions: predicted targets, in the shape of the test targets.
+        predictions: predicted targets, in the shape of the test targets, in float32 or wider.
         l2: the regularisation of a linear fit that was chosen, or None.
         steps: optimiser steps of the MLP that was kept, or None.
+        constant: the outputs without any spread in the training or in the test rows, by number. Every figure but
+            `per_output` is of the others alone; they are predicted all the same.
 
     Examples:
         >>> import torch
@@ -69,12 +72,14 @@ class Regression:
     predictions: Float[Tensor, "M *K"] = field(repr=False)
     l2: float | None = None
     steps: int | None = None
+    constant: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """One line."""
+        left_out = f"; without output {_listed(self.constant)}, constant" if self.constant else ""
         return (
             f"R² {self.mean:.3f} {self.interval} (mean over outputs), chance {self.chance:.3f}; "
-            f"{self.pooled:.3f} {self.pooled_interval} (pooled), chance {self.pooled_chance:.3f}"
+            f"{self.pooled:.3f} {self.pooled_interval} (pooled), chance {self.pooled_chance:.3f}{left_out}"
         )
 
 
@@ -95,12 +100,16 @@ def regression_r2(
 
     Features and targets are standardised by the training rows.
 
-    - `hidden=()`: ridge regression in closed form, `min_W mean_n ‖y_n − x_n W‖² + l2 ‖W‖²`. l2 is chosen on a fifth of
-      the training rows; the fit is to all of them. The normal equations are in float64: squaring the features
-      squares their condition number. scikit-learn's `Ridge(alpha=l2 · N)` is the same.
+    - `hidden=()`: ridge regression in closed form, `min_W mean_n ‖y_n − x_n W‖² + l2 ‖W‖²`. l2 is chosen by five folds
+      of the training rows (whole sources where they are named): the least squared error on the rows held out. The fit
+      is to all of them. The normal equations are in float64: squaring the features squares their condition number.
+      scikit-learn's `Ridge(alpha=l2 · N)` is the same.
     - otherwise an MLP with ReLU, squared error, Adam at 1e-3, batches of 256, as in SIE. A tenth of the training rows
       is held out; training stops when three rounds (each an epoch, or 64 steps) have not brought them 0.001 of R²,
       and the averaged weights of the best round are kept. In float32: rounding is far below the noise of minibatches.
+
+    An output that never varies, such as a turn about an axis that no view was turned about, has no R². It is left out,
+    and named in `constant`.
 
     An MLP fits small sets of pairs by heart. Draw many pairs of views from each source, and name the sources.
 
@@ -113,15 +122,16 @@ def regression_r2(
         l2: of the linear fit: one strength, or several to choose from. 0 is allowed where the features are independent.
         max_epochs: of the MLP, where it does not stop before; SIE's 300.
         train_sources: (N,) integers, the source of each row where a source has several rows or pairs; a source is then
-            never on both sides of the held-out split.
+            never on both sides of a split.
         test_sources: (M,) integers; the interval is then over sources.
-        seed: of the split, the weights, the batches and the bootstrap.
+        seed: of the split or the folds, the weights, the batches and the bootstrap.
 
     Returns:
         [`Regression`][seqjepa.evaluation.Regression].
 
     Raises:
-        ValueError: shapes or devices that do not fit; NaN or infinity; constant targets; too few rows to hold one out.
+        ValueError: shapes or devices that do not fit; NaN or infinity; no output that varies; too few rows to hold one
+            out.
         TypeError: not floating point.
 
     Source:
@@ -154,34 +164,41 @@ def regression_r2(
     generator = torch.Generator().manual_seed(seed)
     with plain_arithmetic(train.device):
         standardize, center = Standardizer(train), Standardizer(targets)
-        x, y = standardize(train), center(targets)
+        learnt, scored = _varying(center, actual)
+        x, y = standardize(train), center(targets)[:, learnt].to(train.dtype)
         fit: Callable[[Tensor], Tensor]
         chosen, steps = None, None
-        if not widths and len(grid) == 1:
-            chosen = grid[0]
-            fit = _Ridge(_Moments.of(x, y)).at(chosen)
+        if widths or len(grid) > 1:
+            _check_two(len(x), of_train)
+        if widths:
+            held = hold_out(len(x), 0.1, generator, sources=of_train)
+            fit, steps = fit_mlp(x, y, held, widths, max_epochs, generator)
         else:
-            held = _hold_out(len(x), 0.1 if widths else 0.2, generator, of_train)
-            if widths:
-                fit, steps = fit_mlp(x, y, held, widths, max_epochs, generator)
+            if len(grid) == 1:
+                ridge = Ridge(Moments.of(x, y)).at(grid[0])
             else:
-                fit, chosen = _ridge(x, y, held.to(x.device), grid)
-        outputs = fit(standardize(test)).to(y.dtype)
-        predicted = outputs * center.deviation.to(y.dtype) + center.mean.to(y.dtype)
-        scores = _Scores(actual, predicted, of_test)
-        constant = _Scores(actual, center.mean.to(y.dtype).expand_as(actual), None)
+                folds = draw_folds(len(x), generator, sources=of_train).to(x.device)
+                ridge = cross_validate(x, y, folds, grid)
+            fit, chosen = ridge.predict, ridge.l2
+        constant = center.mean.to(actual.dtype).expand_as(actual)
+        predicted = constant.clone()
+        predicted[:, learnt] += fit(standardize(test)).to(actual.dtype) * center.deviation[learnt].to(actual.dtype)
+        scores = _Scores(actual[:, scored], predicted[:, scored], of_test)
+        chance = _Scores(actual[:, scored], constant[:, scored], None)
         interval, pooled_interval = scores.intervals(generator)
+        per_output = torch.full_like(center.mean, torch.nan).masked_scatter(scored, scores.per_output)
     return Regression(
         mean=scores.mean,
         pooled=scores.pooled,
-        per_output=scores.per_output,
+        per_output=tuple(per_output.tolist()),
         interval=interval,
         pooled_interval=pooled_interval,
-        chance=constant.mean,
-        pooled_chance=constant.pooled,
+        chance=chance.mean,
+        pooled_chance=chance.pooled,
         predictions=predicted.reshape(test_y.shape),
         l2=chosen,
         steps=steps,
+        constant=tuple((~scored).nonzero().flatten().tolist()),
     )
 
 
@@ -274,7 +291,7 @@ def rotation_error(
 
 
 def _inputs(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features and (N, K) targets, each pair in one dtype, or an error."""
+    """Features in one dtype and (N, K) targets, or an error."""
     train, test = check_features("train_x", train_x), check_features("test_x", test_x)
     if train.shape[1] != test.shape[1]:
         raise ValueError(
@@ -291,75 +308,39 @@ def _inputs(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) ->
     check_rows(train_x=train, train_y=targets)
     check_rows(test_x=test, test_y=actual)
     check_same_device(train_x=train, train_y=targets, test_x=test, test_y=actual)
-    for name, y in (("train_y", targets), ("test_y", actual)):
-        constant = (Standardizer(y).scale == 0).nonzero().flatten().tolist()
-        if constant:
-            raise ValueError(
-                f"R² compares with the spread of the targets; {name} has none in {len(y)} rows of output "
-                f"{', '.join(map(str, constant))}. Drop the outputs that never change, or draw more rows."
+    return train, targets, test.to(train.dtype), actual
+
+
+def _varying(train: Standardizer, actual: Tensor) -> tuple[Bool[Tensor, "K"], Bool[Tensor, "K"]]:
+    """The outputs with a spread in training, which can be learnt, and those with one in the test too."""
+    in_train, in_test = train.scale > 0, Standardizer(actual).scale > 0
+    if not bool((in_train & in_test).any()):
+        missing = [
+            f"{name} in output {_listed(tuple((~varies).nonzero().flatten().tolist()))}"
+            for name, varies in (
+                ("train_y has none", in_train),
+                (f"test_y has none in its {len(actual)} rows", in_test),
             )
-    return train, targets.to(train.dtype), test.to(train.dtype), actual.to(train.dtype)
+            if not bool(varies.all())
+        ]
+        raise ValueError(
+            "R² compares with the spread of the targets, and no output has any in both training and test: "
+            f"{', '.join(missing)}. Draw rows in which one changes."
+        )
+    return in_train, in_train & in_test
 
 
-def _hold_out(rows: int, fraction: float, generator: torch.Generator, sources: Tensor | None) -> Tensor:
-    held = hold_out(rows, fraction, generator, sources=sources)
-    if not bool(held.any()):
+def _check_two(rows: int, sources: Tensor | None) -> None:
+    """Raise unless there are rows, or sources where they are named, to learn from and to hold out."""
+    if (rows if sources is None else int(sources.max()) + 1) < 2:
         raise ValueError(
             f"The fit holds out part of the training rows, and needs two rows (or sources) at least; got {rows} rows"
             f"{'' if sources is None else ' of one source'}. Give more, or for a linear fit one l2, such as l2=1e-3."
         )
-    return held
 
 
-class _Moments(NamedTuple):
-    """Sums over rows, in float64: their number, x, y, xᵀx and xᵀy."""
-
-    rows: Tensor
-    x: Tensor
-    y: Tensor
-    xx: Tensor
-    xy: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> _Moments:
-        """Those of some rows, a few thousand at a time."""
-        parts = []
-        for some_x, some_y in zip(x.split(8192), y.split(8192), strict=True):
-            a, b = some_x.double(), some_y.double()
-            parts.append((a.new_tensor(len(a)), a.sum(0), b.sum(0), a.mT @ a, a.mT @ b))
-        return cls(*(sum(part[1:], part[0]) for part in zip(*parts, strict=True)))
-
-    def __add__(self, other: object) -> _Moments:
-        """Those of both sets of rows."""
-        assert isinstance(other, _Moments)
-        return _Moments(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-class _Ridge:
-    """All ridge regressions on some rows, whatever the l2, from one eigendecomposition."""
-
-    def __init__(self, moments: _Moments) -> None:
-        n, self.x_mean, self.y_mean = moments.rows, moments.x / moments.rows, moments.y / moments.rows
-        eigenvalues, self.vectors = torch.linalg.eigh(moments.xx / n - torch.outer(self.x_mean, self.x_mean))
-        self.eigenvalues = eigenvalues.clamp(min=0)
-        self.xy = self.vectors.mT @ (moments.xy / n - torch.outer(self.x_mean, self.y_mean))
-
-    def at(self, l2: float) -> Callable[[Tensor], Tensor]:
-        """The fitted map; directions without variance get no weight."""
-        divisor = self.eigenvalues + l2
-        empty = divisor <= 1e-12 * self.eigenvalues[-1]
-        weight = self.vectors @ (self.xy / torch.where(empty, torch.inf, divisor)[:, None])
-        bias = self.y_mean - self.x_mean @ weight
-        return lambda x: torch.addmm(bias.to(x.dtype), x, weight.to(x.dtype))
-
-
-def _ridge(x: Tensor, y: Tensor, held: Tensor, grid: tuple[float, ...]) -> tuple[Callable[[Tensor], Tensor], float]:
-    """The l2 of least held-out error, fitted to all rows."""
-    rest, x_held, y_held = _Moments.of(x[~held], y[~held]), x[held], y[held]
-    candidates = _Ridge(rest)
-    errors = {l2: (candidates.at(l2)(x_held) - y_held).square().mean().item() for l2 in grid}
-    chosen = min(errors, key=lambda l2: (errors[l2], -l2))
-    return _Ridge(rest + _Moments.of(x_held, y_held)).at(chosen), chosen
+def _listed(outputs: tuple[int, ...]) -> str:
+    return ", ".join(map(str, outputs))
 
 
 class _Scores:
@@ -372,7 +353,7 @@ class _Scores:
         self.outputs = actual.shape[1]
         self.sums = sums_by_source(torch.cat(columns, dim=1), sources)
         per_output, pooled = self._r2(self.sums.sum(0, keepdim=True))
-        self.per_output = tuple(per_output[0].tolist())
+        self.per_output = per_output[0]
         self.mean, self.pooled = per_output.mean().item(), pooled.item()
 
     def _r2(self, sums: Tensor) -> tuple[Tensor, Tensor]:

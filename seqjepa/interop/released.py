@@ -29,7 +29,7 @@ PROBES = (
 
 # Their names of a layer's weights, and ours.
 LAYER = {
-    "self_attn.in_proj_weight": "qkv.weight",
+    "self_attn.in_proj_weight": "qkv.weight",  # queries, keys and values in one: the layer takes it apart on loading
     "self_attn.in_proj_bias": "qkv.bias",
     "self_attn.out_proj": "out",
     "linear1": "mlp.0",
@@ -76,7 +76,12 @@ def load_released(
         ValueError: A checkpoint of the released seq-JEPA has agg_token and predictor.0.weight; got the keys fc.weight.
     """
     checkpoint = source if isinstance(source, Mapping) else _read(source)
-    weights = _model_weights(checkpoint)
+    with torch.device("cpu"):
+        return _built(_model_weights(checkpoint), encoder, heads)
+
+
+def _built(weights: dict[str, Tensor], encoder: nn.Module | None, heads: int) -> SeqJEPA:
+    """The model of these weights."""
     has_target = any(key.startswith("target_encoder.") for key in weights)
     encoder_weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     fresh = _resnet18(encoder_weights) if encoder is None else encoder

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa import EMATarget
-from seqjepa.evaluation import batch_norm_drift, feature_deviation, lidar, mean_pairwise_cosine, rankme, target_gap
+from seqjepa.evaluation import (
+    batch_norm_drift,
+    collapse,
+    feature_deviation,
+    lidar,
+    mean_pairwise_cosine,
+    rankme,
+    target_gap,
+)
 from seqjepa.functional import cosine_distance
 from tests.builders import TinyEncoder
 
@@ -49,6 +59,62 @@ def test_rankme_is_the_entropy_of_the_singular_values(n: int, d: int) -> None:
 def test_lidar_is_the_rank_of_the_lda_matrix(n: int, v: int, d: int) -> None:
     x = torch.randn(n, 1, d, dtype=torch.float64) + 0.5 * torch.randn(n, v, d, dtype=torch.float64)
     assert lidar(x) == pytest.approx(slow_lidar(x.numpy()), rel=1e-5)
+
+
+@given(st.integers(0, 3))
+def test_directions_count_down_to_a_millionth_and_rounding_does_not(seed: int) -> None:
+    spectrum = 10.0 ** -torch.arange(0, 6.5, 0.5, dtype=torch.float64)
+    x = rotation(40)[:, :13] * spectrum @ rotation(13)
+    assert rankme(x) == pytest.approx(entropy_rank(spectrum.numpy()), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sources_with_one_mean_up_to_rounding_have_lidar_one(dtype: torch.dtype) -> None:
+    offset = torch.randn(500, 1, 8, dtype=torch.float64)
+    x = (100 + 1 / 3 + torch.cat([offset, -offset], dim=1)).to(dtype)  # equal means, but for rounding
+    assert lidar(x) == 1
+    moved = x.clone()
+    moved[0] += 0.1  # what is no rounding is seen
+    assert lidar(moved) != 1
+
+
+class Largest(TorchDispatchMode):
+    """The size in bytes of the largest tensor that any operation made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.bytes = max(self.bytes, out.numel() * out.element_size() * (out._base is None))
+        return out
+
+
+@pytest.mark.parametrize("measure", [lidar, lambda x: rankme(x.flatten(0, 1))])
+def test_a_measure_needs_little_more_memory_than_its_features(measure: Any) -> None:
+    x = torch.randn(4000, 10, 32)
+    with Largest() as largest:
+        measure(x)
+    assert largest.bytes < 1.1 * x.numel() * x.element_size()
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(50, 4, 6) + torch.randn(50, 1, 6)
+    whole = lidar(x), rankme(x.flatten(0, 1))
+    monkeypatch.setattr(collapse, "CHUNK", 13)
+    assert (lidar(x), rankme(x.flatten(0, 1))) == pytest.approx(whole, rel=1e-10)
+
+
+def test_the_gap_s_standard_error_is_its_spread_over_draws_of_the_rows() -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def draw(rows: int) -> Tensor:
+        target = torch.randn(rows, 16, generator=g)
+        return collapse.gap_of(0.3 * target + torch.randn(rows, 16, generator=g), target)
+
+    for rows in (16, 64):
+        found = torch.stack([draw(rows) for _ in range(400)])
+        assert found[:, 1].mean().item() == pytest.approx(found[:, 0].std().item(), rel=0.15)
 
 
 def test_isotropic_features_have_full_rank_and_a_line_has_rank_one() -> None:

@@ -151,6 +151,93 @@ def test_a_target_whose_batch_norm_is_far_off_is_drifting() -> None:
     assert report.verdict.startswith("drifting: the target's batch norm is 4.5 deviations from")
 
 
+def test_a_smaller_batch_is_not_held_to_what_a_larger_one_had() -> None:
+    g, monitor = torch.Generator().manual_seed(0), Monitor(every=1)
+    for rows in (512, 10, 512, 64, 3, 200, 10, 512):
+        report = monitor(z=torch.randn(rows, 3, 256, generator=g))
+        assert report is not None
+        assert report.healthy, report
+    for rows in (10, 512):  # but a fall is seen in either
+        fallen = Monitor(every=1)
+        for width in (256, 256, 6):
+            last = fallen(z=torch.randn(rows, 3, width, generator=g) @ torch.randn(width, 256, generator=g))
+        assert last is not None
+        assert last.verdict.startswith(("falling: z", "collapsing: z"))
+
+
+@pytest.mark.parametrize("rows", [12, 32, 128])
+def test_a_blind_prediction_is_named_at_small_batches_too_and_one_that_sees_is_not(rows: int) -> None:
+    g = torch.Generator().manual_seed(rows)
+    blind = seeing = 0
+    for _ in range(100):
+        z, target, noise = (torch.randn(rows, 24, generator=g) for _ in range(3))
+        monitor = Monitor(every=1)
+        for prediction, named in ((noise, True), (noise + 2 * target, False)):
+            report = monitor(z=z, prediction=prediction, target=target)
+            assert report is not None
+            blind += named and report.verdict.startswith("blind")
+            seeing += not named and report.healthy
+    assert blind >= 95
+    assert seeing >= 95
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7, 8, 100])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_encoder_that_gives_one_vector_is_named_at_any_size_of_batch(rows: int, value: float) -> None:
+    report = Monitor(every=1)(z=torch.full((rows, 16), value))
+    assert report is not None
+    assert report.verdict.startswith("collapsed: ")
+
+
+def test_statistics_that_an_infinite_batch_left_behind_are_named() -> None:
+    encoder = TinyEncoder()
+    target = EMATarget(encoder)
+    monitor = Monitor(every=1)
+    z = torch.randn(32, 8)
+    assert monitor(z=z, encoder=encoder, target_encoder=target).healthy  # type: ignore[union-attr]
+    encoder(torch.full((2, 3, 8, 8), math.inf))
+    report = monitor(z=z, encoder=encoder, target_encoder=target)
+    assert report is not None
+    assert report.verdict == "broken: a batch norm of the encoders holds NaN or infinity"
+    assert monitor(z=z).healthy  # type: ignore[union-attr]
+
+
+def test_a_resumed_monitor_says_what_the_first_would_have(tmp_path: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    batches = [low_rank(rows, 256, rank) for rows, rank in ((600, 200), (30, 20), (600, 3), (600, 5), (600, 40))]
+    target = torch.randn(600, 8, generator=g)
+    whole = Monitor(every=1)
+    for cut in range(5):
+        first = Monitor(every=1)
+        for z in batches[:cut]:
+            first(z=z, state=z[:, :9], prediction=target[: len(z)], target=target[: len(z)])
+        torch.save(first.state_dict(), tmp_path / "monitor.pt")
+        second = Monitor(every=1)
+        second.load_state_dict(torch.load(tmp_path / "monitor.pt", weights_only=True))
+        assert list(second.history) == list(first.history)
+        for z in batches[cut:]:
+            second(z=z, state=z[:, :9], prediction=target[: len(z)], target=target[: len(z)])
+        if cut == 0:
+            whole = second
+        assert list(second.history) == list(whole.history)
+    assert {report.verdict.partition(":")[0] for report in whole.history} == {
+        "ok",
+        "collapsing",
+        "recovering",
+        "falling",
+    }
+    with pytest.raises(ValueError, match=r"has the keys step, highest, history; got step"):
+        Monitor().load_state_dict({"step": 1})
+
+
+def test_the_defaults_of_torch_change_nothing(torch_defaults: Any) -> None:
+    z, target = torch.randn(40, 3, 8), torch.randn(40, 8)
+    given: Any = {"z": z, "prediction": target + 1, "target": target}
+    expected = Monitor(every=1)(**given)
+    with torch_defaults():
+        assert Monitor(every=1)(**given) == expected
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_is_reported_not_raised(value: float) -> None:
     z = torch.randn(8, 3, 4)

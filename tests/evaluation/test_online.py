@@ -1,7 +1,9 @@
 """The online probe: learns beside a run, and the run does not notice."""
 
+import contextlib
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +120,48 @@ def test_a_resumed_probe_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
     assert resumed.step == whole.step == 4
     for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e30])
+@pytest.mark.parametrize("rows", [1, 63, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_that_are_not_finite_end_nothing(value: float, rows: int, dtype: torch.dtype) -> None:
+    probe, clean = OnlineProbe(8, 3, memory=0.9), OnlineProbe(8, 3, memory=0.9)
+    for seed in range(80):
+        features, labels = labelled(64, seed)
+        if seed == 40:
+            before = probe.accuracy
+            features = features.to(dtype).clone()
+            features[:rows] = value
+            got = probe.update(features, labels)
+            assert math.isnan(got.item()) == (rows == 64)
+            if rows == 64:
+                assert probe.accuracy == pytest.approx(before)
+        else:
+            probe.update(features, labels)
+            clean.update(features, labels)
+    assert all(bool(value.isfinite().all()) for value in probe.network.state_dict().values())
+    assert probe.accuracy == pytest.approx(clean.accuracy, abs=0.03)
+    assert probe.step == 80
+
+
+def test_a_checkpoint_of_before_still_loads() -> None:
+    probe, other = OnlineProbe(8, 3), OnlineProbe(8, 3)
+    probe.update(*labelled())
+    other.load_state_dict(probe.state_dict() | {"weight": 1.0})
+    assert other.accuracy == probe.accuracy
+
+
+def test_the_defaults_of_torch_change_nothing(torch_defaults: Any) -> None:
+    found = []
+    for block in (contextlib.nullcontext, torch_defaults):
+        features, labels = labelled()
+        with block():
+            probe = OnlineProbe(8, 3)
+            probe.update(features, labels)
+            found.append(probe.network.state_dict()["1.weight"])
+    assert torch.equal(*found)
+    assert found[1].dtype == torch.float32
 
 
 def test_it_draws_nothing_and_prints_shortly() -> None:

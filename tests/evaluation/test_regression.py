@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from seqjepa.evaluation import Regression, regression_r2, rotation_error
+from seqjepa.evaluation import Regression, _mlp, regression_r2, rotation_error
 from seqjepa.groups import Rotation3D
 
 SMALL: dict[str, Any] = {"hidden": (64, 64)}
@@ -109,6 +109,70 @@ def test_the_best_round_is_kept_not_the_last() -> None:
     assert late.steps is not None
     assert late.steps <= 1
     assert early.mean > -0.1
+
+
+@pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
+@pytest.mark.parametrize("still_in", ["train", "test", "both"])
+def test_an_output_that_never_varies_is_left_out_and_named(settings: dict[str, Any], still_in: str) -> None:
+    x, y, tx, ty = linear_data(n=100)
+    still, still_test = y.clone(), ty.clone()
+    if still_in != "test":
+        still[:, 1] = 3.3
+    if still_in != "train":
+        still_test[:, 1] = 3.3
+    got = regression_r2(x, still, tx, still_test, **settings)
+    assert got.constant == (1,)
+    assert math.isnan(got.per_output[1])
+    assert str(got).endswith("without output 1, constant")
+    assert got.mean == pytest.approx((got.per_output[0] + got.per_output[2]) / 2)
+    assert got.predictions.shape == ty.shape
+    if still_in != "test":
+        torch.testing.assert_close(got.predictions[:, 1], torch.full((100,), 3.3))
+    if settings == {"hidden": ()}:
+        alone = regression_r2(x, y[:, [0, 2]], tx, ty[:, [0, 2]], hidden=(), l2=got.l2 or 0.0)
+        assert got.mean == pytest.approx(alone.mean, abs=1e-6)
+        assert got.pooled == pytest.approx(alone.pooled, abs=1e-6)
+        assert got.chance == pytest.approx(alone.chance, abs=1e-6)
+
+
+def test_fitting_stops_after_three_rounds_without_progress_and_keeps_the_mean_where_nothing_was_learnt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+    predict = _mlp.predict
+
+    def counted(parameters: list[Tensor], x: Tensor) -> Tensor:
+        looks.append(len(x))
+        return predict(parameters, x)
+
+    monkeypatch.setattr(_mlp, "predict", counted)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 20, generator=g), torch.randn(300, 2, generator=g) + 5  # nothing to learn
+    got = regression_r2(x[:200], y[:200], x[200:], y[200:], hidden=(32,))
+    assert looks == [20, 20, 20, 100]  # three looks at the held-out tenth, then the test rows
+    assert got.steps == 0
+    torch.testing.assert_close(got.predictions, y[:200].mean(0).expand(100, 2))
+
+
+@pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 2}])
+def test_the_defaults_of_torch_change_nothing(settings: dict[str, Any], torch_defaults: Any) -> None:
+    x, y, tx, ty = linear_data(n=60)
+    expected = regression_r2(x, y, tx, ty, **settings)
+    with torch_defaults():
+        got = regression_r2(x, y, tx, ty, **settings)
+    assert torch.equal(got.predictions, expected.predictions)
+    assert (got.mean, got.interval, got.pooled_interval) == (
+        expected.mean, expected.interval, expected.pooled_interval,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_features_of_any_precision_are_taken(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 4, generator=g)
+    y = x[:, :2] + 0.1 * torch.randn(200, 2, generator=g)
+    got = regression_r2(x[:100].to(dtype), y[:100].to(dtype), x[100:].to(dtype), y[100:].to(dtype), hidden=())
+    assert got.mean == pytest.approx(regression_r2(x[:100], y[:100], x[100:], y[100:], hidden=()).mean, abs=0.02)
 
 
 def naive_r2(y: Tensor, o: Tensor) -> tuple[float, float]:
@@ -208,11 +272,11 @@ def test_wrong_input_is_refused() -> None:
     x, y, tx, ty = linear_data(n=30)
     constant = y.clone()
     constant[:, 1] = 3.3
-    with pytest.raises(ValueError, match=r"train_y has none in 30 rows of output 1\. Drop"):
-        regression_r2(x, constant, tx, ty)
-    with pytest.raises(ValueError, match=r"test_y has none in 30 rows of output 1\. Drop"):
-        regression_r2(x, y, tx, constant)
-    with pytest.raises(ValueError, match=r"test_y has none in 1 rows of output 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"no output has any in both .* train_y has none in output 0\. Draw rows"):
+        regression_r2(x, constant[:, 1:2], tx, ty[:, 1:2])
+    with pytest.raises(
+        ValueError, match=r"no output has any in both .* test_y has none in its 1 rows in output 0, 1, 2"
+    ):
         regression_r2(x, y, tx[:1], ty[:1])
     with pytest.raises(ValueError, match=r"train_y must be finite; 30 of 30 rows"):
         regression_r2(x, y * torch.nan, tx, ty)

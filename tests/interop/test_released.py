@@ -13,7 +13,7 @@ from torch import Tensor
 from seqjepa import ActionEmbedder, EMATarget, NoActions, RawActions, SeqJEPA, StopGradientTarget
 from seqjepa.interop import load_released
 from seqjepa.presets import get_preset
-from tests.builders import TinyEncoder, randomise
+from tests.builders import TinyEncoder, joint, randomise
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 FILES = sorted(path.name for path in RECORDINGS.glob("*_?_*.pt"))  # neither trajectories nor data
@@ -169,7 +169,7 @@ def test_prefixes_of_parallel_and_compiled_models_are_dropped(rec: dict[str, Any
 def test_without_an_encoder_a_resnet18_is_built_with_the_stem_of_the_weights(preset: str, stem: int) -> None:
     ours = randomise(get_preset(preset).model(steps_per_epoch=1)).eval()
     state = {}
-    for key, value in ours.state_dict().items():
+    for key, value in joint(ours.state_dict()).items():
         if key == "target._extra_state":
             continue
         for mine, theirs in (

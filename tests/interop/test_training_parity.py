@@ -13,9 +13,14 @@ from torch import Tensor
 
 from seqjepa import RawActions, SeqJEPA, SeqJEPAOutput, StopGradientTarget
 from seqjepa.interop import load_released
+from tests.builders import joint
 from tests.interop.test_released import FILES, RAW, RECORDINGS, case_inputs, cases, encoder_of, recording
 
 CLOSE: Any = {"atol": 1e-5, "rtol": 1e-4}
+# Ours is computed in float64, so that what is left is the recordings' own rounding in float32: below 1e-6, but up to
+# 2.7e-5 behind the predictor's batch norm, which divides by the spread of four rows.
+ROUNDED: Any = {"atol": 2e-6, "rtol": 1e-5, "check_dtype": False}
+ROUNDED_BEHIND_BATCH_NORM: Any = {"atol": 5e-5, "rtol": 1e-4, "check_dtype": False}
 
 
 class Released(NamedTuple):
@@ -29,7 +34,9 @@ class Released(NamedTuple):
 
 def released_forward(model: SeqJEPA, kind: str, x: dict[str, Tensor], relative: bool) -> Released:
     """The released order of calls, written with our blocks."""
-    views, last_view = x["x_obs"].float(), x["x_target"].float()
+    dtype = next(model.parameters()).dtype
+    x = {key: value.to(dtype) if value.is_floating_point() else value for key, value in x.items()}
+    views, last_view = x["x_obs"], x["x_target"]
     target_first = kind == "pls"
     if target_first:
         target = model.target(last_view)
@@ -64,11 +71,11 @@ def released_forward(model: SeqJEPA, kind: str, x: dict[str, Tensor], relative: 
 
 
 def assert_recorded_outputs(out: Released | SeqJEPAOutput, case: dict[str, Any]) -> None:
-    torch.testing.assert_close(out.loss, case["loss"], **CLOSE)
-    torch.testing.assert_close(out.state, case["agg_out"], **CLOSE)
-    torch.testing.assert_close(out.z, case["enc_obs"], **CLOSE)
-    torch.testing.assert_close(out.target, case["enc_target"], **CLOSE)
-    torch.testing.assert_close(out.prediction, case["pred_out"], **CLOSE)
+    torch.testing.assert_close(out.state, case["agg_out"], **ROUNDED)
+    torch.testing.assert_close(out.z, case["enc_obs"], **ROUNDED)
+    torch.testing.assert_close(out.target, case["enc_target"], **ROUNDED)
+    torch.testing.assert_close(out.loss, case["loss"], **CLOSE, check_dtype=False)
+    torch.testing.assert_close(out.prediction, case["pred_out"], **ROUNDED_BEHIND_BATCH_NORM)
 
 
 def training_model(rec: dict[str, Any], state_dict: dict[str, Tensor]) -> SeqJEPA:
@@ -84,7 +91,7 @@ def renamed(model: SeqJEPA, released: dict[str, Tensor]) -> dict[str, Tensor]:
     from seqjepa.interop.released import _our_name
 
     ours = {_our_name(key): value for key, value in released.items()}
-    return {key: value for key, value in ours.items() if key in model.state_dict()}
+    return {key: value for key, value in ours.items() if key in joint(model.state_dict())}
 
 
 def test_the_released_order_covers_every_recording() -> None:
@@ -96,7 +103,7 @@ def test_the_released_order_covers_every_recording() -> None:
 def test_train_mode_reproduces_outputs_gradients_and_statistics(name: str, index: int) -> None:
     rec = recording(name)
     case, m = rec["cases"][index], rec["cases"][index]["meta"]["seq_len"]
-    model = training_model(rec, rec["state_dict"])
+    model = training_model(rec, rec["state_dict"]).double()
     x = {k: v[:, :m] if k in ("x_obs", "act_obs", "rel_latents") else v for k, v in rec["inputs"].items()}
     out = released_forward(model, rec["config"]["kind"], x, case["meta"]["rel_latents_given"])
     out.loss.backward()
@@ -104,13 +111,13 @@ def test_train_mode_reproduces_outputs_gradients_and_statistics(name: str, index
     assert_recorded_outputs(out, case)
     assert ("tokens_in" in case) == ("buffers_after" in case) == ("grads" in case)  # the full cases
     if "tokens_in" in case:
-        torch.testing.assert_close(out.tokens, case["tokens_in"][:, 1:], **CLOSE)
+        torch.testing.assert_close(out.tokens, case["tokens_in"][:, 1:], **ROUNDED)
 
     norms = dict(zip(rec["grad_norm_names"], case["grad_norms"].tolist(), strict=True))
-    gradients = {k: p.grad for k, p in model.named_parameters()}
+    gradients = joint({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
     compared = 0
     for key, norm in renamed(model, norms).items():
-        gradient = gradients[key]
+        gradient = gradients.get(key)
         if norm < 0 or gradient is None:
             assert norm <= 0, key
             assert gradient is None, key
@@ -121,10 +128,11 @@ def test_train_mode_reproduces_outputs_gradients_and_statistics(name: str, index
             compared += 1
     assert compared > 20
     for key, gradient in renamed(model, case.get("grads", {})).items():
-        torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=2e-3, msg=partial("{}: {}".format, key))
+        close: Any = {"atol": 1e-5, "rtol": 2e-3, "check_dtype": False}
+        torch.testing.assert_close(gradients[key], gradient, **close, msg=partial("{}: {}".format, key))
     buffers = dict(model.named_buffers())
     for key, buffer in renamed(model, case.get("buffers_after", {})).items():
-        torch.testing.assert_close(buffers[key], buffer, **CLOSE, msg=partial("{}: {}".format, key))
+        torch.testing.assert_close(buffers[key], buffer, **CLOSE, check_dtype=False, msg=partial("{}: {}".format, key))
 
 
 @pytest.mark.parametrize("name", ["transforms_trajectory.pt", "pls_trajectory.pt"])
@@ -145,7 +153,7 @@ def test_five_steps_reproduce_the_recorded_trajectory_target_included(name: str)
         model.update_target()
     assert model.target.step == 5
 
-    final, ours = renamed(model, rec["final_state_dict"]), model.state_dict()
+    final, ours = renamed(model, rec["final_state_dict"]), joint(model.state_dict())
     assert any(key.startswith("target.encoder.") for key in final)
     for key, value in final.items():
         if key in ("aggregator.norm.bias", "predictor.layers.1.running_mean"):
@@ -192,7 +200,7 @@ def undeparted() -> list[Any]:
 def test_our_own_forward_trains_as_the_release_where_no_departure_comes_in(name: str, index: int) -> None:
     rec = recording(name)
     case = rec["cases"][index]
-    model = training_model(rec, rec["state_dict"])
-    out = model(*case_inputs(rec, case["meta"]))
+    model = training_model(rec, rec["state_dict"]).double()
+    out = model(*(inputs.double() for inputs in case_inputs(rec, case["meta"])))
     out.loss.backward()
     assert_recorded_outputs(out, case)

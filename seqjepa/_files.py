@@ -1,0 +1,81 @@
+"""Files that are whole or not there: written beside their places, and moved when nothing is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: there, folders that a killed process left behind stay
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["move_into_place", "staging_folder"]
+
+PREFIX = ".saving-"
+
+
+@contextlib.contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder within `folder` to write new files to, gone afterwards, as are those of killed processes."""
+    for left in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    staging = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
+    try:
+        with _locked(staging, needed=False):
+            new = staging / "new"
+            new.mkdir()
+            yield new
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def move_into_place(new: Path, folder: Path) -> None:
+    """Move every file of a staging folder into `folder`, each in one step over the one of its name.
+
+    All are on disk before the first is moved. If one cannot be moved, or the program is interrupted, those that were
+    replaced come back; a process that is killed leaves each file either old or new.
+    """
+    files = sorted(new.iterdir())
+    for file in files:
+        _flush(file)
+    old = new.parent / "old"
+    old.mkdir()
+    for file in files:
+        if (folder / file.name).exists():
+            shutil.copy2(folder / file.name, old / file.name)
+    try:
+        for file in files:
+            os.replace(file, folder / file.name)
+    except BaseException:
+        for file in old.iterdir():
+            os.replace(file, folder / file.name)
+        raise
+    _flush(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
+    """Hold a folder until the block or its process ends; if `needed`, an OSError where another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.nullcontext() if needed else contextlib.suppress(OSError):
+            if fcntl is None:
+                raise OSError("no locks here")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
