@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from seqjepa import ViewSequence
 from seqjepa.data import (
@@ -25,6 +26,7 @@ from seqjepa.data import (
     derive_seed,
 )
 from seqjepa.data.readers import CenterCrop, ImageNet, ThreeDIEBench, TinyImageNet, cifar100, stl10
+from seqjepa.distributed import rank
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
@@ -47,9 +49,8 @@ class ObjectPool(SeededDataset):
             raise ValueError(f"--pool is of at least as many views as a sequence has, {num_views}; got {views}.")
         objects = RenderedObjects(count, size=size, samples=1, device=device)
         generator = torch.Generator().manual_seed(derive_seed("pool", seed))
-        parts = [
-            objects.sample(part, num_views=views, generator=generator) for part in torch.arange(count).split(128)
-        ]  # fmt: skip
+        hundreds = tqdm(torch.arange(count).split(100), desc="rendering", leave=False, disable=rank() > 0)
+        parts = [objects.sample(part, num_views=views, generator=generator) for part in hundreds]
         self.views = torch.cat([(255 * part.views).round().byte().cpu() for part in parts])
         self.rotation = torch.cat([part.parameters.rotation.cpu() for part in parts])
         self.labels, self.group, self.num_views = objects.labels.cpu(), objects.group, num_views
@@ -100,14 +101,14 @@ def digits(size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip((255 * large).round().byte().expand(-1, 3, -1, -1), torch.tensor(data.target), strict=True))
 
 
-READERS: dict[str, Callable[[Any], Any]] = {
-    "objects": lambda s: ObjectPool(s.objects, s.pool, s.observed + 1, s.size, s.seed, torch.device("cpu")),
-    "digits": lambda s: digits(s.size),
-    "stl10": lambda s: stl10(s.root, "unlabeled"),
-    "cifar100": lambda s: cifar100(s.root),
-    "tinyimagenet": lambda s: TinyImageNet(s.root),
-    "imagenet": lambda s: ImageNet(s.root, "train", crop=CenterCrop(s.size)),
-    "3diebench": lambda s: ThreeDIEBench(s.root, num_views=s.observed + 1, size=s.size),
+READERS: dict[str, Callable[[Any, torch.device], Any]] = {
+    "objects": lambda s, device: ObjectPool(s.objects, s.pool, s.observed + 1, s.size, s.seed, device),
+    "digits": lambda s, _: digits(s.size),
+    "stl10": lambda s, _: stl10(s.root, "unlabeled"),
+    "cifar100": lambda s, _: cifar100(s.root),
+    "tinyimagenet": lambda s, _: TinyImageNet(s.root),
+    "imagenet": lambda s, _: ImageNet(s.root, "train", crop=CenterCrop(s.size)),
+    "3diebench": lambda s, _: ThreeDIEBench(s.root, num_views=s.observed + 1, size=s.size),
 }
 SEQUENCES = ("objects", "3diebench")  # have views and actions of their own; others take a sampler
 SAMPLERS: dict[str, Callable[[Any], Callable[..., ViewSequence]]] = {
@@ -125,7 +126,7 @@ def open_source(settings: Any, device: torch.device) -> Source:
     """
     name = settings.data
     if name in READERS:
-        dataset = READERS[name](settings)
+        dataset = READERS[name](settings, device)
     elif Path(name).is_dir():
         dataset = Pictures(Path(name), settings.size)
     else:

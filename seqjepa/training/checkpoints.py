@@ -321,7 +321,7 @@ def _flush_folder(folder: Path) -> None:
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         return type(value)((key, _on_cpu(entry)) for key, entry in value.items())
     if type(value) in (list, tuple):
         return type(value)(_on_cpu(entry) for entry in value)
