@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from seqjepa._modes import autocast
+from seqjepa.distributed import all_reduce
 from seqjepa.functional import cosine_distance, mse_distance, smooth_l1_distance
 
 __all__ = ["CosineDistance", "LossOutput", "MSEDistance", "SeqJEPALoss", "SmoothL1Distance", "VarianceCovariance"]
@@ -151,12 +152,17 @@ class MSEDistance(nn.Module):
 class VarianceCovariance(nn.Module):
     """Keep every feature varied and different from the others, after VICReg.
 
-    Over the N = B·T encoder outputs of a batch (of this process), with per-feature deviation s_d and covariance C:
+    Over the N = B·T encoder outputs of a batch, with per-feature deviation s_d and covariance C:
 
     - variance: `mean_d max(0, std − s_d)`, s_d = √(C_dd + eps);
     - covariance: `Σ_{i≠j} C_ij² / D`.
 
     A single view has covariance 0.
+
+    In training mode the batch is that of all ranks, where torch.distributed is in use: mean and covariance are summed
+    over ranks, with gradient, once each, so every rank has the loss of the whole batch, whatever number of rows it
+    holds. The gradient is right once it is averaged over ranks, as DistributedDataParallel and FSDP do; all ranks must
+    call it. In eval mode the batch is this process's own.
 
     Loss: `variance_weight · variance + covariance_weight · covariance`, added to a distance of weight 1. VICReg's 25,
     25 and 1 for distance, variance and covariance are the defaults here, divided by 25.
@@ -197,12 +203,16 @@ class VarianceCovariance(nn.Module):
         x = z.flatten(0, 1).to(torch.promote_types(z.dtype, torch.float32))
         with autocast(x.device, enabled=False):  # sums of squares want the full type
             counts = x.new_ones(x.shape[0], 1) if mask is None else mask.reshape(-1, 1).to(x.dtype)
-            n = counts.sum()
             x = torch.where(counts > 0, x, 0)  # NaN in the padding stays there
-            x = (x - x.sum(0) / n) * counts
-            covariance = x.T @ x / (n - 1).clamp(min=1)
+            total, n = self._over_ranks(torch.cat([x.sum(0), counts.sum(0)])).tensor_split([x.shape[1]])
+            x = (x - total / n) * counts
+            covariance = self._over_ranks(x.T @ x) / (n - 1).clamp(min=1)
             diagonal = covariance.diagonal()
             spread = (self.std - (diagonal + self.eps).sqrt()).relu().mean()
             off_diagonal = (covariance - diagonal.diag()).square().sum() / x.shape[1]
         loss = self.variance_weight * spread + self.covariance_weight * off_diagonal
         return LossOutput(loss, {"variance": spread.detach(), "covariance": off_diagonal.detach()})
+
+    def _over_ranks(self, local: Tensor) -> Tensor:
+        """The sum over ranks in training; an evaluation may run on one rank while the others go on."""
+        return all_reduce(local) if self.training else local

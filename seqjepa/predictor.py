@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,24 +13,33 @@ from seqjepa._checks import check_axes, check_batch_norm, like_weights, weight_o
 
 __all__ = ["ConditionedPredictor"]
 
+NORMS: dict[str | None, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm1d,
+    "layer": nn.LayerNorm,
+    "rms": nn.RMSNorm,
+    None: lambda dim: nn.Identity(),
+}
+
 
 class ConditionedPredictor(nn.Module):
     """Predict the next view's representation from the state and the embedding of the action that leads to it.
 
     The paper's MLP on [state ; action]: linear without bias, batch norm, ReLU, linear. With `hidden_dim=None` the
-    linear form: linear without bias, batch norm. In training mode batch norm needs at least two rows.
+    linear form: linear without bias, batch norm. In training mode batch norm needs at least two rows. The first linear
+    map has a bias only where no norm follows.
 
     Args:
         state_dim: S, width of the state.
         action_dim: E, width of the action's embedding; 0 without actions.
         dim: D, width of the prediction: the encoder's.
         hidden_dim: width of the hidden layer (1024 in the paper), or None for the linear form.
+        norm: "batch" as in the paper; "layer" or "rms", which do not depend on the batch; or None.
 
     Shapes:
         state (B, S), action (B, E) → (B, D).
 
     Raises:
-        ValueError: another rank, width, device, or batches that differ.
+        ValueError: another rank, width, device, or batches that differ; an unknown norm.
         TypeError: a higher precision than the weights'.
 
     Source:
@@ -40,7 +52,15 @@ class ConditionedPredictor(nn.Module):
         torch.Size([8, 512])
     """
 
-    def __init__(self, state_dim: int, action_dim: int, dim: int, hidden_dim: int | None = 1024) -> None:
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        dim: int,
+        hidden_dim: int | None = 1024,
+        *,
+        norm: Literal["batch", "layer", "rms"] | None = "batch",
+    ) -> None:
         super().__init__()
         if state_dim < 1 or dim < 1 or action_dim < 0 or (hidden_dim is not None and hidden_dim < 1):
             raise ValueError(
@@ -48,9 +68,12 @@ class ConditionedPredictor(nn.Module):
                 f"state_dim={state_dim}, action_dim={action_dim}, dim={dim}, hidden_dim={hidden_dim}. "
                 "For the linear form use hidden_dim=None."
             )
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {norm!r}.")
         self.state_dim, self.action_dim, self.dim, self.hidden_dim = state_dim, action_dim, dim, hidden_dim
+        self.norm = norm
         width = hidden_dim or dim
-        layers: list[nn.Module] = [nn.Linear(state_dim + action_dim, width, bias=False), nn.BatchNorm1d(width)]
+        layers: list[nn.Module] = [nn.Linear(state_dim + action_dim, width, bias=norm is None), NORMS[norm](width)]
         if hidden_dim:
             layers += [nn.ReLU(), nn.Linear(width, dim)]
         self.layers = nn.Sequential(*layers)
@@ -61,7 +84,8 @@ class ConditionedPredictor(nn.Module):
         action = self._checked("action", action, "B E", self.action_dim)
         if state.shape[0] != action.shape[0]:
             raise ValueError(f"Every state needs one action; got {state.shape[0]} states, {action.shape[0]} actions.")
-        check_batch_norm(state.shape[0], self.training, "sources")
+        if self.norm == "batch":
+            check_batch_norm(state.shape[0], self.training, "sources")
         return self.layers(torch.cat([state, action], dim=-1) if self.action_dim else state)
 
     def _checked(self, name: str, tensor: Tensor, axes: str, width: int) -> Tensor:

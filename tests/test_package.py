@@ -11,19 +11,21 @@ import pytest
 
 import seqjepa
 import seqjepa.data
+import seqjepa.distributed
 import seqjepa.evaluation
 import seqjepa.groups
+import seqjepa.training
 
 PACKAGE = Path(seqjepa.__file__).parent
 
 # A file imports only from lower floors.
 FLOORS = {
-    "types": 0, "functional": 0, "_checks": 0, "_files": 0, "_modes": 0,
+    "types": 0, "functional": 0, "_checks": 0, "_files": 0, "_modes": 0, "distributed": 0,
     "groups": 1, "encoders": 1, "actions": 1, "aggregator": 1, "predictor": 1, "loss": 1,
     "target": 2, "data": 2, "evaluation": 2,
     "hub": 3,
     "model": 4,
-    "presets": 5, "interop": 5,
+    "presets": 5, "interop": 5, "training": 5,
 }  # fmt: skip
 
 
@@ -77,7 +79,7 @@ import torch
 before = set(sys.modules)
 environment, loggers = dict(os.environ), set(logging.root.manager.loggerDict)
 handlers, level = list(logging.root.handlers), logging.root.level
-import seqjepa, seqjepa.presets, seqjepa.interop, seqjepa.groups, seqjepa.data, seqjepa.evaluation
+import seqjepa, seqjepa.presets, seqjepa.interop, seqjepa.groups, seqjepa.data, seqjepa.evaluation, seqjepa.training
 heavy = {"timm", "torchvision", "matplotlib", "sklearn", "huggingface_hub", "safetensors", "scipy", "tqdm", "PIL"}
 print(sorted(heavy & (set(sys.modules) - before)), sorted(set(logging.root.manager.loggerDict) - loggers))
 assert environment == dict(os.environ)
@@ -103,7 +105,7 @@ def test_nothing_unpickles_but_through_weights_only() -> None:
                 assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
 
 
-MODULES = [seqjepa, seqjepa.groups, seqjepa.data, seqjepa.evaluation]
+MODULES = [seqjepa, seqjepa.groups, seqjepa.data, seqjepa.evaluation, seqjepa.distributed, seqjepa.training]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

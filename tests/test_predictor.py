@@ -1,13 +1,17 @@
 """The conditioned predictor."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from seqjepa import ConditionedPredictor
-from tests.builders import randomise
+from seqjepa import ConditionedPredictor, SeqJEPA
+from tests.builders import TinyEncoder, randomise, tiny_model
 
 sizes = st.integers(1, 6)
 
@@ -75,7 +79,7 @@ def test_wrong_input_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"state_dim": 0}, {"action_dim": -1}, {"dim": 0}, {"hidden_dim": 0}])
-def test_impossible_sizes_are_refused(bad: dict[str, int]) -> None:
+def test_impossible_sizes_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError,
         match=r"at least 1 and action_dim at least 0; got state_dim=.*\. For the linear form use hidden_dim=None\.$",
@@ -95,3 +99,32 @@ def test_without_actions_their_dtype_and_device_do_not_matter() -> None:
     state = torch.randn(5, 3)
     for action in (torch.randn(5, 0, dtype=torch.float64), torch.randn(5, 0, device="meta")):
         assert predictor(state, action).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("layer", nn.LayerNorm), ("rms", nn.RMSNorm), (None, nn.Identity)])
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_with_another_norm_a_row_depends_on_itself_alone_in_training_too(norm, kind, hidden: int | None) -> None:
+    predictor = ConditionedPredictor(3, 2, 4, hidden, norm=norm)
+    assert type(predictor.layers[1]) is kind
+    assert (predictor.layers[0].bias is not None) == (norm is None)
+    state, action = torch.randn(5, 3), torch.randn(5, 2)
+    torch.testing.assert_close(predictor(state, action)[:1], predictor(state[:1], action[:1]))
+
+
+def test_the_predictor_s_norm_is_saved_with_it_and_weights_keep_their_names(tmp_path: Path) -> None:
+    model = tiny_model(predictor=ConditionedPredictor(12, 4, 8, 16, norm="layer"))
+    model.save_pretrained(tmp_path)
+    again = SeqJEPA.from_pretrained(tmp_path, encoder=TinyEncoder(8))
+    assert again.predictor.norm == "layer"
+    assert again.predictor.state_dict().keys() == model.predictor.state_dict().keys()
+    config = json.loads((tmp_path / "config.json").read_text())
+    tiny_model().save_pretrained(tmp_path)
+    older = json.loads((tmp_path / "config.json").read_text())
+    assert (config["predictor"]["norm"], older["predictor"].pop("norm")) == ("layer", "batch")
+    (tmp_path / "config.json").write_text(json.dumps(older))  # as it was written before there was a choice
+    assert SeqJEPA.from_pretrained(tmp_path, encoder=TinyEncoder(8)).predictor.norm == "batch"
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"norm must be one of 'batch', 'layer', 'rms', None; got 'group'"):
+        ConditionedPredictor(3, 2, 4, norm="group")  # type: ignore[arg-type]

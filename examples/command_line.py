@@ -1,0 +1,69 @@
+"""A command line made from a dataclass: an option for each field, help from its line, JSON files of them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import typing
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def setting(default: Any, help: str, *, least: float | None = None, fixed: bool = False, **options: Any) -> Any:
+    """A field of a dataclass with a line for `--help`. A fixed one stays what it is while a run goes on."""
+    return field(default=default, metadata={"help": help, "least": least, "fixed": fixed, "options": options})
+
+
+def parse(kind: type[T], description: str | None) -> T:
+    """The dataclass from the command line; what an option says holds before what `--config file.json` says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in JSON, such as a run's config.json")
+    hints, known = typing.get_type_hints(kind), fields(kind)  # type: ignore[arg-type]
+    for f in known:
+        hint, default = hints[f.name], f.default
+        how: dict[str, Any] = {"type": hint, "metavar": getattr(hint, "__name__", "").upper()}
+        if hint is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+            default = "yes" if default else "no"
+        elif typing.get_origin(hint) is typing.Literal:
+            how = {"choices": typing.get_args(hint), "metavar": None}
+        how |= f.metadata.get("options", {})
+        option = f"--{f.name.replace('_', '-')}"
+        parser.add_argument(option, default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{default}]", **how)
+    given = vars(parser.parse_args())
+    file = given.pop("config", None)
+    try:
+        values = {} if file is None else _read(file, {f.name: hints[f.name] for f in known})
+        values |= given
+        for f in known:
+            least = f.metadata["least"]
+            if least is not None and values.get(f.name, f.default) < least:
+                raise ValueError(f"--{f.name.replace('_', '-')} must be at least {least}; got {values[f.name]}")
+        return kind(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _read(file: Path, hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {file} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {file} holds a {type(values).__name__}; settings are an object of names and values")
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=3)
+            raise ValueError(
+                f"--config {file} has an unknown setting {name!r}" + (f"; near: {', '.join(near)}" if near else "")
+            )
+        hint = hints[name]
+        literal = typing.get_origin(hint) is typing.Literal
+        fits = value in typing.get_args(hint) if literal else isinstance(value, hint | int if hint is float else hint)
+        if not fits or isinstance(value, bool) != (hint is bool):
+            raise ValueError(f"--config {file}: {name} cannot be {value!r}")
+    return values

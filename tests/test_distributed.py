@@ -1,0 +1,144 @@
+"""Gather and all-reduce with gradient: what W ranks compute is what one process with all rows does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from seqjepa import SeqJEPALoss, VarianceCovariance
+from seqjepa.distributed import all_reduce, broadcast_object, gather, gather_objects, rank, world_size
+from tests.ranks import on_ranks
+
+
+def assert_close(got: Tensor | None, expected: Tensor | None) -> None:
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
+def averaged(gradient: Tensor | None) -> Tensor:
+    """What DistributedDataParallel makes of the ranks' gradients."""
+    assert gradient is not None
+    gradient = gradient.clone()
+    dist.all_reduce(gradient)
+    return gradient / dist.get_world_size()
+
+
+def whole_batch(rows: int) -> Tensor:
+    return torch.randn(rows, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def shares(rows: int, uneven: bool) -> list[slice]:
+    first = rows // 2 - 3 * uneven
+    return [slice(0, first), slice(first, rows)]
+
+
+def check_a_loss(loss: Callable[[Tensor, Tensor, slice], Tensor], me: int, uneven: bool) -> None:
+    """Value and gradient of a loss of all rows, from shares of them, by a shared weight and by the rows."""
+    x = whole_batch(12)
+    weight = torch.eye(5, dtype=torch.float64).mul_(1.5).requires_grad_()
+    alone, mine = (x.clone().requires_grad_() for _ in range(2))
+    everything = slice(0, 12)
+    expected = loss(alone @ weight, alone, everything)
+    by_weight, by_rows = torch.autograd.grad(expected, [weight, alone])
+
+    share = shares(12, uneven)[me]
+    part = mine[share]
+    got = loss(part @ weight, part, share)
+    got.backward()
+    assert_close(got, expected)
+    assert_close(averaged(weight.grad), by_weight)
+    assert mine.grad is not None
+    assert_close(mine.grad[share] / dist.get_world_size(), by_rows[share])
+
+
+def regularised(mask: Tensor | None) -> Callable[[Tensor, Tensor, slice], Tensor]:
+    def loss(z: Tensor, x: Tensor, share: slice) -> Tensor:
+        whole_or_share = VarianceCovariance(2.0, 0.5, std=2.0)
+        if share == slice(0, 12):
+            return whole_or_share.eval()(z, mask).loss  # in eval mode a process counts its own rows only
+        return whole_or_share(z, None if mask is None else mask[share]).loss
+
+    return loss
+
+
+def contrastive(z: Tensor, x: Tensor, share: slice) -> Tensor:
+    """Each row against all others, its own partner the row itself: equal on all ranks, since all rows are gathered."""
+    y = z[:, 0] if share == slice(0, 12) else gather(z[:, 0])
+    return (y @ y.T).logsumexp(1).mean() - y.square().mean()
+
+
+def laws(me: int, world: int) -> None:
+    assert (rank(), world_size()) == (me, world)
+
+    # VarianceCovariance: the loss and the gradient of the whole batch, masked or not, shared out evenly or not.
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.rand(12, 3, generator=generator) < 0.6).index_fill(1, torch.tensor([0]), True)
+    for uneven in (False, True):
+        check_a_loss(regularised(None), me, uneven)
+        check_a_loss(regularised(mask), me, uneven)
+        check_a_loss(contrastive, me, uneven)
+
+    # Through DistributedDataParallel, together with the distance: a mean of equal shares.
+    x = whole_batch(12)
+    torch.manual_seed(0)
+    alone = nn.Linear(5, 5).double()
+    wrapped = DistributedDataParallel(nn.Linear(5, 5).double())
+    wrapped.module.load_state_dict(alone.state_dict())
+    share = shares(12, False)[me]
+    one = SeqJEPALoss(regularizer=VarianceCovariance().eval())
+    each = SeqJEPALoss(regularizer=VarianceCovariance())
+    z = alone(x)
+    one(z[:, 0], x[:, 0], z).loss.backward()
+    z = wrapped(x[share])
+    each(z[:, 0], x[share][:, 0], z).loss.backward()
+    for got, expected in zip(wrapped.parameters(), alone.parameters(), strict=True):
+        assert_close(got.grad, expected.grad)
+
+    # Gather: rows by rank, none too; integers, booleans and half precision as they are; twice differentiable.
+    rows = gather(torch.full((me * 2, 3), float(me)))
+    assert torch.equal(rows, torch.ones(2, 3))
+    assert torch.equal(gather(torch.arange(me + 1)), torch.tensor([0, 0, 1]))
+    assert torch.equal(gather(torch.tensor([me == 1])), torch.tensor([False, True]))
+    assert torch.equal(gather(torch.tensor([[1.0 + me]], dtype=torch.bfloat16)).float(), torch.tensor([[1.0], [2.0]]))
+    assert torch.equal(gather(torch.full((1,), me), rows=[1, 1]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"rows has the number of rows of each rank; got \[2, 2\], and 1 rows on "):
+        gather(torch.ones(1), rows=[2, 2])
+    assert torch.autograd.gradcheck(
+        lambda t: all_reduce(t) / world, torch.randn(3, dtype=torch.float64).requires_grad_()
+    )
+    x = torch.full((2,), 1.0 + me, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(all_reduce(x).pow(3).sum(), x, create_graph=True)
+    torch.testing.assert_close(first, torch.full((2,), 2 * 3 * 9.0).double())  # two ranks' losses, 3 (1 + 2)²
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(second, torch.full((2,), 4 * 6 * 3.0).double())
+
+    # Half precision is summed in float32: 256 + 1 is no bfloat16, the sum of two of them is.
+    half = torch.tensor([257.0 if me else 255.0]).bfloat16()
+    assert all_reduce(half).dtype == torch.bfloat16
+
+    # Objects.
+    assert gather_objects({"rank": me}) == [{"rank": 0}, {"rank": 1}]
+    assert broadcast_object(f"rank {me}") == "rank 0"
+
+
+def test_two_ranks_of_a_share_each_are_one_process_with_all_rows() -> None:
+    on_ranks(laws)
+
+
+def test_one_process_is_the_identity() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    assert all_reduce(x) is x
+    assert gather(x) is x
+    assert gather(x, rows=[4]) is x
+    assert gather_objects(3) == [3]
+    assert broadcast_object(3) == 3
+    assert (rank(), world_size()) == (0, 1)
+
+
+def test_rows_need_an_axis() -> None:
+    with pytest.raises(ValueError, match=r"needs an axis of them; got a tensor of shape \(\)"):
+        gather(torch.tensor(1.0))
