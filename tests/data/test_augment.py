@@ -486,6 +486,24 @@ def test_bad_strengths_are_refused(arguments: dict[str, object], message: str) -
         Augmentation(**arguments)  # type: ignore[arg-type]
 
 
+def test_strengths_of_nothing_change_nothing() -> None:
+    none = Augmentation(crop_area=(1, 1), crop_ratio=(1, 1), flip=0, jitter=1, brightness=0, contrast=0, saturation=0,
+                        hue=0, grey=0, blur=0)  # fmt: skip
+    images = torch.rand(4, 3, 16, 16, generator=seeded())
+    views = AugmentedViews(2, 16, observed=none, predicted=none)(images, generator=seeded()).views
+    torch.testing.assert_close(views, images[:, None].expand(-1, 2, -1, -1, -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-0.25, 1.25])
+def test_what_a_cubic_filter_overshoots_is_let_through_and_no_more(value: float) -> None:
+    sampler, images = AugmentedViews.cifar(), torch.rand(2, 3, 32, 32)
+    images[1, 0, 0, 0] = value
+    assert sampler(images).views.isfinite().all()
+    images[1, 0, 0, 0] = 1.01 * value
+    with pytest.raises(ValueError, match=r"Images are numbers in \[0, 1\]; got"):
+        sampler(images)
+
+
 def test_bad_images_are_refused() -> None:
     sampler = AugmentedViews.cifar()
     with pytest.raises(

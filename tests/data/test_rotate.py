@@ -187,6 +187,7 @@ def test_inside_a_view_is_the_middle_of_the_image_enlarged() -> None:
 
 
 def test_the_group_names_its_parts() -> None:
+    assert RotatedViews() == RotatedViews(4, 180.0, 0.0, (1.0, 1.0), None, "disc")
     assert RotatedViews().group == Rotation2D()
     group = RotatedViews(shift=0.1, scale=(0.8, 1.25)).group
     assert isinstance(group, Product)

@@ -637,6 +637,11 @@ def test_positions_that_cannot_be_seen_are_refused(positions: list[Any], error: 
         SaccadeViews(num_views=2, fovea=16).at(torch.rand(1, 3, 24, 32), torch.tensor(positions))
 
 
+def test_no_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"V ≥ 1 fixations in each of 1 images, .* got shape \(1, 0, 2\)"):
+        SaccadeViews(num_views=2, fovea=16).at(torch.rand(1, 3, 24, 32), torch.zeros(1, 0, 2))
+
+
 def test_positions_off_the_image_are_refused_with_padding_too() -> None:
     sampler, images = SaccadeViews(num_views=2, fovea=16, padding="reflect"), torch.rand(1, 3, 24, 32)
     assert sampler.at(images, torch.tensor([[[0.0, 1.0]]])).views.isfinite().all()
