@@ -290,6 +290,11 @@ def _elements(batch: ViewSequence, device: torch.device) -> Tensor | None:
         return None
     if isinstance(parameters, Tensor):
         joined = parameters
+    elif hasattr(parameters, "elements"):  # parameters that know their own form as elements
+        found = parameters.elements(group)
+        if found is None:
+            return None
+        joined = found
     else:
         names = list(getattr(group, "groups", {"rotation": group}))  # of a Product, its parts by name
         columns = [getattr(parameters, name, None) for name in names]
