@@ -39,8 +39,7 @@ def check_given(sequences: Any, sources: Tensor | None = None) -> None:
     if isinstance(sequences, DataLoader):
         dropped, ranks, shuffled = _of_dataloader(sequences)
     elif isinstance(state := _state(sequences), Mapping) and state.keys() >= ORDER:
-        share = state["length"] // state["world_size"]
-        dropped = share % state["batch_size"] if state["drop_last"] else 0
+        dropped = state["length"] % state["batch_size"] if state["drop_last"] else 0
         ranks, shuffled = state["world_size"], bool(state["shuffle"])
     else:
         return
@@ -76,7 +75,7 @@ def _of_dataloader(loader: DataLoader[Any]) -> tuple[int, int, bool]:
 
 def _state(loader: Any) -> Any:
     """The state of a ViewLoader, which says how it reads."""
-    return loader.state_dict() if hasattr(loader, "state_dict") and hasattr(loader, "set_epoch") else None
+    return loader.state_dict() if hasattr(loader, "state_dict") else None
 
 
 def check_sequence_labels(sequence: ViewSequence) -> None:

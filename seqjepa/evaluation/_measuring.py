@@ -129,7 +129,7 @@ class Measuring:
         return accuracy
 
     def _from_states(self, few: Features, others: Features, settings: dict[str, Any]) -> dict[int, TransformationR2]:
-        lengths = [m for m in sorted({1, self.views // 2}) if 1 <= m <= self.views // 2]
+        lengths = sorted({1, self.views // 2}) if self.views > 1 else []
         short = "" if lengths else "two states that share no view need two views; got 1"
         fits = self._make(
             "from_states",

@@ -390,6 +390,14 @@ def test_labels_and_sources_are_checked_before_anything_is_encoded(
         extract(lambda v: pytest.fail("encoded"), [sequence] if several else sequence, sources=sources)
 
 
+def test_views_that_are_encoded_to_nothing_finite_are_counted() -> None:
+    views = world(5, 3).views
+    views[1] = torch.nan
+    views[3, 2, 4] = torch.inf
+    with pytest.raises(ValueError, match="returned NaN or infinity for 2 sources"):
+        extract(lambda v: v, ViewSequence(views, torch.rand(5, 2, 4)))
+
+
 def test_sources_of_what_comes_in_turn_are_counted_in_the_end() -> None:
     with pytest.raises(ValueError, match="one for each of the 8 sequences"):
         extract(Exact(), (world(4) for _ in range(2)), sources=torch.arange(7))

@@ -1,5 +1,6 @@
 """The protocols on a world that is known exactly, on models that know nothing, and on a small SeqJEPA."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from seqjepa.evaluation import (
     composition_error,
     evaluate,
     extract,
+    knn_probe,
     observation_grid,
     out_of_distribution,
     path_integration,
@@ -351,6 +353,26 @@ def test_chance_of_composition_is_of_other_sources_in_any_order() -> None:
         sensitivity(Shifting(), one, one)
 
 
+@pytest.mark.parametrize(
+    "protocol",
+    [evaluate, out_of_distribution, path_integration, sensitivity, state_transformation_r2, transformation_r2],
+)
+def test_regressions_are_of_one_width_throughout(protocol: Callable[..., Any]) -> None:
+    assert inspect.signature(protocol).parameters["hidden"].default == (256, 256)
+
+
+def test_twenty_neighbours_vote_or_all_that_there_are() -> None:
+    labels = torch.arange(300) % 2
+    noise = Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels)
+    for rows, k in ((300, 20), (12, 12)):
+        train = noise.draw(rows)
+        assert train.labels is not None
+        found = top1(None, train, noise).knn["z"].predictions
+        by_k = [knn_probe(train.z[:, 0], train.labels, noise.z[:, 0], labels, k=n).predictions for n in (k, k - 1)]
+        assert torch.equal(found, by_k[0])
+        assert not torch.equal(found, by_k[1])
+
+
 def test_chance_is_that_of_the_commonest_class_of_training() -> None:
     train, test = both(Exact())
     labels = torch.arange(300)
@@ -516,6 +538,7 @@ FULL = extract(Exact(), world(10, 3))
     [
         (lambda: observation_grid({1: Exact()}, {1: (ALONE, ALONE)}, num_views=(1,)), "M_tr 1 are those of an encoder"),
         (lambda: aggregate_states(Exact(), FULL, 4), r"M_val\) must be from 1 to the 3 views that there are; got 4"),
+        (lambda: aggregate_states(Exact(), FULL, 2, start=2), "must be from 1 to the 1 views that there are; got 2"),
         (lambda: aggregate_states(Exact(), ALONE, 1), "these are the features of an encoder alone"),
         (lambda: top1(Exact(), replace(FULL, labels=None), FULL), "Accuracy needs labels; the sequences have none"),
         (lambda: top1(Exact(), FULL, FULL, num_views=(9,)), "from 1 to the 3 views that there are; got 9"),

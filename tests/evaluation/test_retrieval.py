@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqjepa.evaluation import pre, retrieval
+from seqjepa.evaluation import action_retrieval, extract, pre, retrieval
 from seqjepa.groups import Rotation3D
+from tests.evaluation.worlds import Exact, world
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -160,6 +161,22 @@ def test_a_collapsed_encoder_has_the_pre_of_chance() -> None:
     same = torch.ones(20, 5, 17)
     got = pre(same, same, rotations)
     assert got.error == pytest.approx(got.chance, abs=1e-5)
+
+
+def test_a_predictor_is_asked_a_bounded_number_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Counting(Exact):
+        def predict(self, state: Tensor, e: Tensor) -> Tensor:
+            asked.append(len(state))
+            return super().predict(state, e)
+
+    test = extract(Exact(), world(20))
+    whole = action_retrieval(Counting(), test)
+    assert asked == [80]
+    monkeypatch.setattr(sys.modules[retrieval.__module__], "ROWS", 25)
+    assert torch.equal(action_retrieval(Counting(), test).ranks, whole.ranks)
+    assert max(asked[1:]) == 24
 
 
 def test_one_seed_one_result() -> None:

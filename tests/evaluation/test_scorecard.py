@@ -74,6 +74,7 @@ def test_an_encoder_alone_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
     card.figure(tmp_path / "card.png")
     bare = evaluate(lambda v: v.flatten(2), train._replace(labels=None, group=None), test, hidden=(), progress=False)
     assert "no labels" in bare.skipped["top1"]
+    bare.figure()
     assert "do not know their group" in bare.skipped["transformations"]
 
 
@@ -116,6 +117,21 @@ def sorted_classes(per_class: int, seed: int) -> ViewSequence:
     labels = torch.arange(10 * per_class) // per_class
     shown = torch.cat([sequence.views, torch.eye(10)[labels][:, None].expand(-1, 3, -1)], dim=-1)
     return sequence._replace(views=shown, labels=labels)
+
+
+def test_accuracy_is_by_the_paper_s_numbers_of_views_or_those_that_are_asked_for() -> None:
+    train, test = (world(60, 9, seed)._replace(group=None) for seed in (0, 1))
+    states = [
+        list(card.top1.states)
+        for num_views in (None, (9, 1))
+        if (card := card_of(Summing(), train, test, num_views=num_views)).top1
+    ]
+    assert states == [[1, 2, 3, 5, 8, 9], [1, 9]]
+
+
+class Summing(Exact):
+    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+        return z.sum(dim=1)
 
 
 class Showing(Exact):
@@ -182,6 +198,10 @@ def test_whatever_a_card_lacks_it_names(model: Any, sequence: ViewSequence) -> N
     text = str(card)
     assert all(f"  {name}: {why}" in text for name, why in card.skipped.items())
     assert all(why for why in card.skipped.values())
+    known = {"from_states", "paths", "pre", "composition", "out_of_distribution", "collapse.state", "collapse.lidar"}
+    assert not [name for name in known & card.skipped.keys() if "Error: " in card.skipped[name]]
+    if "collapse.state" in card.skipped:
+        assert "an encoder alone" in card.skipped["collapse.state"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
