@@ -69,7 +69,7 @@ class EMATarget(nn.Module):
         ...     before = target.encoder.weight.clone()
         ...     _ = encoder.weight.add_(1.0)
         >>> target.update(encoder)
-        >>> torch.allclose(target.encoder.weight, before + 0.5), target.step
+        >>> torch.allclose(target.encoder.weight, before + 0.5, atol=1e-6), target.step
         (True, 1)
     """
 

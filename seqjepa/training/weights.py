@@ -42,7 +42,7 @@ def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         >>> model = SeqJEPA.from_timm("resnet18", action_dim=4)
         >>> optimizer = torch.optim.AdamW(weight_groups(model, 1e-3), lr=4e-4)
         >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
-        [(35, 0.001), (70, 0.0)]
+        [(38, 0.001), (73, 0.0)]
     """
     if weight_decay < 0:
         raise ValueError(f"weight_decay must be at least 0; got {weight_decay}.")
