@@ -255,9 +255,9 @@ def _load(model_class: Any, config_file: Path, weights_file: Path, given: dict[s
     if unknown:
         raise TypeError(f"from_pretrained takes the parts {', '.join(PARTS)} by name; got {', '.join(unknown)}.")
     try:
-        with safe_open(weights_file, framework="pt") as file:
+        with torch.device("cpu"), safe_open(weights_file, framework="pt") as file:
             written_with = (file.metadata() or {}).get("config")
-        state = load_file(weights_file)
+            state = load_file(weights_file)
     except SafetensorError as error:
         raise ValueError(f"{weights_file} is no safetensors file: {error}. Is it whole?") from error
     if written_with is not None:

@@ -358,7 +358,8 @@ def test_a_compiled_step_is_compiled_once_not_at_each_update(momentum: Any) -> N
         eager.update(moved(encoder, seed))
     assert len(graphs) == 1
     assert target.step == eager.step == 12
-    assert all(torch.equal(a, b) for a, b in zip(target.parameters(), eager.parameters(), strict=True))
+    for mine, theirs in zip(target.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)  # torch 2.6 rounds the two differently
 
 
 def test_a_schedule_gives_a_tensor_the_same_numbers() -> None:
