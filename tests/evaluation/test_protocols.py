@@ -363,12 +363,14 @@ def test_regressions_are_of_one_width_throughout(protocol: Callable[..., Any]) -
 
 def test_twenty_neighbours_vote_or_all_that_there_are() -> None:
     labels = torch.arange(300) % 2
-    noise = Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels)
+    one, other = (
+        Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels) for _ in range(2)
+    )
     for rows, k in ((300, 20), (12, 12)):
-        train = noise.draw(rows)
+        train = one.draw(rows)
         assert train.labels is not None
-        found = top1(None, train, noise).knn["z"].predictions
-        by_k = [knn_probe(train.z[:, 0], train.labels, noise.z[:, 0], labels, k=n).predictions for n in (k, k - 1)]
+        found = top1(None, train, other).knn["z"].predictions
+        by_k = [knn_probe(train.z[:, 0], train.labels, other.z[:, 0], labels, k=n).predictions for n in (k, k - 1)]
         assert torch.equal(found, by_k[0])
         assert not torch.equal(found, by_k[1])
 
