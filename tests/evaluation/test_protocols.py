@@ -105,6 +105,14 @@ def test_a_path_is_integrated_from_what_holds_it() -> None:
     }
 
 
+def test_a_variant_of_a_path_does_not_depend_on_the_others() -> None:
+    train, test = (extract(Exact(), world(60, seed=seed)) for seed in (0, 1))
+    together = path_integration(Exact(), train, test, hidden=())
+    for variant, curve in together.items():
+        alone = path_integration(Exact(), train, test, variants=(variant,), hidden=())[variant]
+        assert all(torch.equal(alone[m].predictions, fit.predictions) for m, fit in curve.items())
+
+
 def test_a_model_that_uses_its_actions_is_moved_by_other_ones() -> None:
     model, (train, test) = Exact(), both(Exact())
     moved = sensitivity(model, train, test)
@@ -224,11 +232,12 @@ def test_states_of_blank_views_know_what_the_actions_give_away() -> None:
     fit = state_transformation_r2(Exact(), train, test, num_views=2)
     assert fit.blank is not None
     assert 0.1 < fit.blank.mean < fit.relative.mean - 0.2  # poses come from a box: actions locate them in it
-    other = replace(test, z=test.z + 5)  # nor does what is blank: that is the mean of training
-    again = state_transformation_r2(Exact(), train, other, num_views=2).blank
+    other = replace(test, z=test.z + 5)  # what is blank is the mean of training: the views do not enter
+    one, again = (state_transformation_r2(Exact(), train, f, num_views=2, hidden=()).blank for f in (test, other))
+    assert one is not None
     assert again is not None
-    assert again.mean == fit.blank.mean  # the views do not enter
-    assert state_transformation_r2(Exact(), train, test, num_views=1).blank is None
+    assert again.mean == one.mean
+    assert state_transformation_r2(Exact(), train, test, num_views=1, hidden=()).blank is None
 
 
 @pytest.mark.parametrize("views", [3, 4])
@@ -363,12 +372,14 @@ def test_regressions_are_of_one_width_throughout(protocol: Callable[..., Any]) -
 
 def test_twenty_neighbours_vote_or_all_that_there_are() -> None:
     labels = torch.arange(300) % 2
-    noise = Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels)
+    one, other = (
+        Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels) for _ in range(2)
+    )
     for rows, k in ((300, 20), (12, 12)):
-        train = noise.draw(rows)
+        train = one.draw(rows)
         assert train.labels is not None
-        found = top1(None, train, noise).knn["z"].predictions
-        by_k = [knn_probe(train.z[:, 0], train.labels, noise.z[:, 0], labels, k=n).predictions for n in (k, k - 1)]
+        found = top1(None, train, other).knn["z"].predictions
+        by_k = [knn_probe(train.z[:, 0], train.labels, other.z[:, 0], labels, k=n).predictions for n in (k, k - 1)]
         assert torch.equal(found, by_k[0])
         assert not torch.equal(found, by_k[1])
 
