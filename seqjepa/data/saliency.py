@@ -142,14 +142,15 @@ def load_saliency(path: str | Path, *, key: str | None = None) -> Float[Tensor, 
 
 
 def _read(path: Path) -> Any:
+    ending = path.suffix.lower()
     try:
-        if path.suffix == ".npy":
+        if ending == ".npy":
             import numpy as np
 
             return torch.from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix in (".pt", ".pth"):
+        if ending in (".pt", ".pth"):
             return torch.load(path, map_location="cpu", weights_only=True)
-        if path.suffix == ".safetensors":
+        if ending == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)

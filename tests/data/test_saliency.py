@@ -205,3 +205,11 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{name} cannot be read as a file of tensors: "):
             load_saliency(tmp_path / name)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["map.NPY", "map.npy"])
+def test_an_ending_is_read_in_either_case(tmp_path: Path, name: str) -> None:
+    saved = np.random.default_rng(0).random((4, 4), dtype=np.float32)
+    with (tmp_path / name).open("wb") as file:
+        np.save(file, saved)
+    assert np.array_equal(load_saliency(tmp_path / name).squeeze().numpy(), saved)
