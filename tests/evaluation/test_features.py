@@ -1,7 +1,7 @@
 """Features of sequences: what is drawn of them, what an element is, and which models and loaders are taken."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from seqjepa import StopGradientTarget, ViewSequence
 from seqjepa.data import AugmentedViews, RotatedViews, ViewLoader
@@ -322,6 +322,13 @@ def stacked(items: list[ViewSequence]) -> ViewSequence:
     return ViewSequence(torch.stack(views), torch.stack(actions), None, torch.stack(labels))
 
 
+class Endless(Sampler[int]):
+    """Nobody knows how many."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(10))
+
+
 IMAGES = [(torch.full((3, 4, 4), i / 10), i) for i in range(10)]
 
 
@@ -341,6 +348,7 @@ def flat(views: Tensor) -> Tensor:
         (lambda: ViewLoader(IMAGES, twice, batch_size=4, drop_last=False, rank=1, world_size=2), False, "one in 2"),
         (lambda: ViewLoader(IMAGES, twice, batch_size=5), True, "this loader shuffles.*shuffle=False"),
         (lambda: DataLoader(Items(), 4, collate_fn=stacked, drop_last=True), False, "leaves out 2 of its items"),
+        (lambda: DataLoader(Items(), 5, sampler=Endless(), drop_last=True), False, "leaves out the last of its items"),
         (lambda: DataLoader(Items(), 5, collate_fn=stacked, shuffle=True), True, "this loader shuffles"),
         (lambda: DataLoader(Items(), 5, sampler=DistributedSampler(Items(), 2, 0)), False, "one in 2"),
     ],

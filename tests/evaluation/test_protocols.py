@@ -1,6 +1,7 @@
 """The protocols on a world that is known exactly, on models that know nothing, and on a small SeqJEPA."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -160,6 +161,10 @@ def test_circular_targets_are_continuous() -> None:
     near = torch.tensor([[torch.pi - 1e-4, 1.0, 2.0, 0.4999], [-torch.pi + 1e-4, 1.0, 2.0, -0.4999]])
     assert coordinates(group, near).shape == (2, 6)
     torch.testing.assert_close(*coordinates(group, near), rtol=0, atol=2e-3)
+    angle = torch.tensor([[0.3, 1.2]])
+    torch.testing.assert_close(coordinates(Rotation2D(2), angle), torch.cat([angle.cos(), angle.sin()], dim=1))
+    turns = angle / (2 * torch.pi)
+    torch.testing.assert_close(coordinates(Hue(2), turns), torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
 def test_degrees_find_the_rotation_behind_circular_parts() -> None:
@@ -355,6 +360,7 @@ def test_chance_of_composition_is_of_other_sources_in_any_order() -> None:
     assert found[0].two_steps == pytest.approx(found[0].distance, abs=1e-5)
     assert found[0].one_step < 1e-5
     assert found[0].relative == pytest.approx(found[0].distance / found[0].chance)
+    assert math.isnan(replace(found[0], distance=0.0, chance=0.0).relative)  # a constant predictor
     one = extract(Shifting(), sequence, sources=torch.zeros(80, dtype=torch.long))
     with pytest.raises(ValueError, match="chance two sources; got 4 views of 1 sources"):
         composition_error(Shifting(), one)
@@ -381,6 +387,7 @@ def test_twenty_neighbours_vote_or_all_that_there_are() -> None:
         found = top1(None, train, other).knn["z"].predictions
         by_k = [knn_probe(train.z[:, 0], train.labels, other.z[:, 0], labels, k=n).predictions for n in (k, k - 1)]
         assert torch.equal(found, by_k[0])
+        assert len({top1(None, train, other, seed=seed).knn["z"].interval for seed in range(3)}) > 1
         assert not torch.equal(found, by_k[1])
 
 

@@ -19,10 +19,12 @@ from seqjepa.data import Augmentation, AugmentedViews, RotatedViews, ViewLoader
 from seqjepa.evaluation import (
     Features,
     Scorecard,
+    action_retrieval,
     evaluate,
     extract,
     lidar,
     path_integration,
+    prediction_retrieval_error,
     sensitivity,
     transformation_r2,
 )
@@ -108,6 +110,10 @@ def test_regressions_from_states_are_fitted_to_sequences_drawn_from_all() -> Non
     assert card.sensitivity is not None
     assert (card.sensitivity.loss, card.sensitivity.top1) == (moved.loss, moved.top1)
     assert card.from_states[1].relative.predictions.shape == (50, 4)
+    found, error = action_retrieval(Exact(), test, seed=3), prediction_retrieval_error(Exact(), test, seed=3)
+    assert card.retrieval is not None
+    assert card.pre is not None
+    assert (card.retrieval.interval, card.pre.interval) == (found.interval, error.interval)
     assert card.settings["max_sequences"] == 100
 
 
@@ -239,6 +245,7 @@ def test_a_probe_that_cannot_be_fitted_costs_sensitivity_its_accuracy_alone() ->
     card = card_of(Exact(), train, test, max_sequences=20, num_views=())
     assert card.sensitivity is not None
     assert card.sensitivity.top1 == {}
+    assert card.skipped["top1.states"] == "no num_views were asked for"
     assert "ValueError" in card.skipped["sensitivity.top1"]
     assert "sensitivity" not in card.skipped
     assert card.top1 is not None
@@ -376,6 +383,8 @@ def test_lidar_takes_the_views_of_a_source_together() -> None:
     sequence, sources = world(90, 3), torch.arange(30).repeat(3)
     named = extract(lambda v: v, sequence, sources=sources)
     card = card_of(lambda v: v, named, named)
+    assert (card.settings["train_sources"], card.settings["test_sources"]) == (30, 30)
+    assert (card.settings["train_sequences"], card.settings["test_sequences"]) == (90, 90)
     together = torch.cat([sequence.views[i * 30 : (i + 1) * 30] for i in range(3)], dim=1)
     assert card.collapse["z"]["lidar"] == pytest.approx(lidar(together), rel=1e-4)
     uneven = extract(lambda v: v, sequence, sources=torch.cat([sources[:60], sources[:30].clamp(min=10)]))
@@ -401,6 +410,15 @@ def test_the_figure_knows_the_rows_of_its_pictures(tmp_path: Path) -> None:
         expected = (near @ near[query]).argsort(descending=True)[1:6]
         torch.testing.assert_close(torch.stack(shown[1:]), z[pictured[expected]])
     assert {int(pictured[0]) < 45, int(pictured[-1]) < 45} == {True, False}
+
+
+@pytest.mark.parametrize("name", seqjepa.evaluation.__all__)
+def test_a_result_cannot_be_changed_and_can_be_a_key(name: str) -> None:
+    result = getattr(seqjepa.evaluation, name)
+    if is_dataclass(result) and isinstance(result, type):
+        parameters = result.__dataclass_params__  # type: ignore[attr-defined]
+        assert parameters.frozen
+        assert result.__hash__ is not None
 
 
 def test_no_file_of_the_evaluation_imports_itself_through_others() -> None:
