@@ -40,6 +40,29 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def bare_step(
+    encoder: nn.Module,
+    frozen: nn.Module,
+    seen: torch.Tensor,
+    last: torch.Tensor,
+    goal: torch.Tensor,
+    autocast: torch.autocast,
+) -> Callable[[], None]:
+    """What the encoders alone cost: the observed views with gradient, the predicted one without, and an update."""
+    optimizer = adamw(list(encoder.parameters()))
+
+    def step() -> None:
+        with autocast:
+            with torch.no_grad():
+                frozen(last)
+            loss = cosine_distance(encoder(seen), goal).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def interleaved(works: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Times of each piece of work, in turns, after two rounds of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -65,7 +88,6 @@ def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: boo
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     optimizer = adamw([p for p in model.parameters() if p.requires_grad])
-    encoder_optimizer = adamw(list(encoder.parameters()))
 
     def step() -> None:
         with autocast:
@@ -75,15 +97,7 @@ def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: boo
         optimizer.zero_grad()
         model.update_target()
 
-    def encoder_alone() -> None:
-        with autocast:
-            with torch.no_grad():
-                frozen(last)
-            loss = cosine_distance(encoder(seen), goal).mean()
-        loss.backward()
-        encoder_optimizer.step()
-        encoder_optimizer.zero_grad()
-
+    encoder_alone = bare_step(encoder, frozen, seen, last, goal, autocast)
     parts = copy.deepcopy(model)
     z = torch.randn(batch, observed, 512, device=device, requires_grad=True)
     e = torch.randn(batch, observed, 128, device=device)

@@ -31,11 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import adamw, interleaved  # type: ignore[import-not-found]
+from step import bare_step, interleaved  # type: ignore[import-not-found]
 
 from seqjepa import SeqJEPA, ViewSequence
 from seqjepa.data import RotatedViews, ViewLoader
-from seqjepa.functional import cosine_distance
 from seqjepa.training import weight_groups
 
 ENCODERS = ("resnet18", "resnet50", "convnext_atto", "vit_tiny_patch16_224", "efficientnet_b0")
@@ -80,7 +79,6 @@ def works(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
     seen = ready.views[:, :-1].flatten(0, 1).contiguous(memory_format=layout)
     last = ready.views[:, -1].contiguous(memory_format=layout)
     optimizer = torch.optim.AdamW(weight_groups(model, 1e-3), lr=1e-4, fused=True)
-    encoder_optimizer = adamw(list(encoder.parameters()))
     if case.mode == "compiled":
         model.compile()
         encoder.compile()
@@ -95,19 +93,10 @@ def works(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
         optimizer.zero_grad()
         model.update_target()
 
-    def encoder_alone() -> None:
-        with autocast:
-            with torch.no_grad():
-                frozen(last)
-            loss = cosine_distance(encoder(seen), goal).mean()
-        loss.backward()
-        encoder_optimizer.step()
-        encoder_optimizer.zero_grad()
-
     return {
         "end to end": lambda: step(next(batches).views),
         "step": lambda: step(ready.views),
-        "encoder": encoder_alone,
+        "encoder": bare_step(encoder, frozen, seen, last, goal, autocast),
     }
 
 

@@ -14,7 +14,7 @@ try:
 except ImportError:  # no such locks on Windows: there, folders that a killed process left behind stay
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["move_into_place", "staging_folder"]
+__all__ = ["flush", "move_into_place", "staging_folder"]
 
 PREFIX = ".saving-"
 
@@ -43,7 +43,7 @@ def move_into_place(new: Path, folder: Path) -> None:
     """
     files = sorted(new.iterdir())
     for file in files:
-        _flush(file)
+        flush(file)
     old = new.parent / "old"
     old.mkdir()
     for file in files:
@@ -56,24 +56,30 @@ def move_into_place(new: Path, folder: Path) -> None:
         for file in old.iterdir():
             os.replace(file, folder / file.name)
         raise
-    _flush(folder)
+    flush(folder)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Hold a folder until the block or its process ends; if `needed`, an OSError where another process holds it."""
+    """Hold a folder until the block or its process ends; if `needed`, an OSError where that cannot be."""
+    if fcntl is None:
+        if needed:
+            raise OSError("no locks here")
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.nullcontext() if needed else contextlib.suppress(OSError):
-            if fcntl is None:
-                raise OSError("no locks here")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Put a file, or a folder's entries where a system can, on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

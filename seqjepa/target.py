@@ -128,10 +128,10 @@ class EMATarget(nn.Module):
         momentum = self._momentum()
         averaged: list[tuple[Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
-        for mine, theirs in _pairs("parameters", self.encoder, encoder):
+        for _, (mine, theirs) in _pairs("parameters", self.encoder, encoder):
             (averaged if mine.is_floating_point() or mine.is_complex() else copied).append((mine, theirs))
         if self.buffer_mode != "own":
-            for name, pair in _named_pairs("buffers", self.encoder, encoder):
+            for name, pair in _pairs("buffers", self.encoder, encoder):
                 statistic = name.rpartition(".")[2] in ("running_mean", "running_var")
                 (averaged if statistic and self.buffer_mode == "ema" else copied).append(pair)
         if averaged:  # one fused call; a pair of other types cannot be fused before it is cast
@@ -291,11 +291,7 @@ def _is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
 
 
-def _pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    return [pair for _, pair in _named_pairs(kind, mine, theirs)]
-
-
-def _named_pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+def _pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[str, tuple[Tensor, Tensor]]]:
     """Each tensor of the copy beside the encoder's of that name, or an error before anything has moved."""
     copies, online = _tensors(kind, mine), _tensors(kind, theirs)
     other = [

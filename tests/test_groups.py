@@ -1,7 +1,10 @@
 """The laws of groups of actions, over random elements, near the identity and at half turns, in both precisions."""
 
+import copy
+import dataclasses
 import math
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
+from seqjepa import groups
 from seqjepa.groups import Crop, Flip, Group, Hue, Product, Rotation2D, Rotation3D, Scale, Translation
 from seqjepa.groups.rotations import canonical, multiply
 
@@ -278,6 +282,26 @@ def test_products_are_equal_where_parts_and_order_are() -> None:
     assert hash(first) == hash(second)
     assert first != Product({"b": Scale(), "a": Hue()})
     assert first != Product({"a": Hue(), "b": Hue()})
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_a_group_is_a_value_that_nothing_changes(group: Group) -> None:
+    twins = [copy.deepcopy(group), pickle.loads(pickle.dumps(group)), eval(repr(group), vars(groups))]
+    for twin in twins:
+        assert twin == group
+        assert hash(twin) == hash(group)
+        assert repr(twin) == repr(group)
+    assert sum(group == other for other in GROUPS) == 1
+    with pytest.raises(AttributeError, match=f"{type(group).__name__} cannot be changed; build another"):
+        group.dim = 7  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        del group.dim
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_a_group_is_left_alone_by_what_converts_the_tensors_of_a_batch(group: Group) -> None:
+    assert not dataclasses.is_dataclass(group)  # those are taken apart and rebuilt, field by field
+    assert not isinstance(group, Mapping | tuple | list)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

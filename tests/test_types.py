@@ -49,7 +49,7 @@ def test_all_tensors_of_a_sequence_move_and_nothing_else_changes(parameters: Any
     for moved in (sequence.to("meta"), sequence.to(torch.device("meta"), non_blocking=True)):
         assert type(moved) is ViewSequence
         assert type(moved.parameters) is type(parameters)
-        assert moved.group is GROUP  # a frozen dataclass: tools that walk into batches would stumble over it
+        assert moved.group is GROUP
         assert (moved.labels is None) == (labels is None)
         assert len(tensors(moved)) == len(tensors(sequence)) == 2 + len(tensors((parameters, labels)))
         assert {part.device.type for part in tensors(moved)} == {"meta"}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqjepa._checks import check_floating, check_tensor
 
-__all__ = ["Group", "all_true", "check_elements", "check_values", "readable"]
+__all__ = ["FixedGroup", "Group", "all_true", "check_elements", "check_values", "readable"]
 
 
 class Group(ABC):
@@ -102,6 +102,36 @@ class Group(ABC):
         self._check(a=a)
         if a.ndim != 1:
             raise ValueError(f"describe takes one action, ({self.dim},); got shape {tuple(a.shape)}. Take one row.")
+
+
+class FixedGroup(Group):
+    """A group that is known by its settings: equal to those with the same, and never changed.
+
+    No dataclass, which would give as much: libraries that go through batches take dataclasses apart to convert the
+    tensors in them, and fail at those that cannot be changed.
+    """
+
+    def _settle(self, **settings: object) -> None:
+        vars(self).update(settings)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(
+            f"{type(self).__name__} cannot be changed; build another: {type(self).__name__}({name}=…)."
+        )
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed.")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is of the same kind, with the same settings."""
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        """As it is built."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 def check_elements(group: str, dim: int, **elements: Tensor) -> None:

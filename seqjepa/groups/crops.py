@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.groups.base import Group, check_values
+from seqjepa.groups.base import FixedGroup, check_values
 
 __all__ = ["Crop", "Flip"]
 
 
-@dataclass(frozen=True)
-class Flip(Group):
+class Flip(FixedGroup):
     """Mirrored or not: an action is 1 where that changes, `t0 ⊕ t1`.
 
     Shapes:
@@ -70,8 +68,7 @@ class Flip(Group):
         return "flip" if a.item() > 0.5 else "no flip"
 
 
-@dataclass(frozen=True)
-class Crop(Group):
+class Crop(FixedGroup):
     """Windows on an image: an action says where the next lies, seen from the current one, and how much larger it is.
 
     A window is (y, x, height, width, flip): its centre and its sides in any unit, and 1 where its picture is mirrored

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.groups.base import Group, check_values
+from seqjepa.groups.base import FixedGroup, check_values
 
 __all__ = ["Hue", "Rotation2D", "Scale", "Translation"]
 
 
-@dataclass(frozen=True)
-class _Additive(Group):
+class _Additive(FixedGroup):
     """Actions that add, number by number."""
 
     dim: int = 1
 
-    def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"{type(self).__name__} needs at least one number; got {self.dim}.")
+    def __init__(self, dim: int = 1) -> None:
+        if dim < 1:
+            raise ValueError(f"{type(self).__name__} needs at least one number; got {dim}.")
+        self._settle(dim=dim)
 
     def identity(
         self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -64,7 +63,6 @@ class _Additive(Group):
         return ", ".join(f"{number:+.2f}" for number in a.tolist())
 
 
-@dataclass(frozen=True)
 class Translation(_Additive):
     """Vectors: an action is the difference of two, `t1 − t0`.
 
@@ -87,7 +85,6 @@ class Translation(_Additive):
     """
 
 
-@dataclass(frozen=True)
 class _Circular(_Additive):
     """Numbers on circles of circumference `_period`, canonical in [−period/2, period/2)."""
 
@@ -102,7 +99,6 @@ class _Circular(_Additive):
         return 2 * math.pi
 
 
-@dataclass(frozen=True)
 class Rotation2D(_Circular):
     """Rotations in the plane, by their angle: an action is `t1 − t0`, wrapped to [−π, π).
 
@@ -129,7 +125,6 @@ class Rotation2D(_Circular):
         return ", ".join(f"{math.degrees(number):+.0f}°" for number in a.tolist())
 
 
-@dataclass(frozen=True)
 class Hue(_Circular):
     """Hues on the colour circle: an action is `t1 − t0` in turns, wrapped to [−½, ½).
 
@@ -163,7 +158,6 @@ class Hue(_Circular):
         return ", ".join(f"{360 * number:+.0f}°" for number in a.tolist())
 
 
-@dataclass(frozen=True)
 class Scale(_Additive):
     """Sizes: an action is the logarithm of their ratio, `ln(t1 / t0)`.
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.groups.base import Group, check_elements
+from seqjepa.groups.base import FixedGroup, Group, check_elements
 
 __all__ = ["Product"]
 
 
-@dataclass(frozen=True, eq=False)
-class Product(Group):
+class Product(FixedGroup):
     """Several groups at once: an action holds the numbers of each, in the order of their names.
 
     Args:
@@ -43,14 +41,15 @@ class Product(Group):
 
     groups: Mapping[str, Group]
 
-    def __post_init__(self) -> None:
-        if not self.groups:
+    def __init__(self, groups: Mapping[str, Group]) -> None:
+        if not groups:
             raise ValueError("A Product needs at least one group, by name; got none.")
-        for name, group in self.groups.items():
+        for name, group in groups.items():
             if not isinstance(group, Group):
                 raise TypeError(
                     f"The part {name!r} of a Product must be a seqjepa.groups.Group; got {type(group).__name__}."
                 )
+        self._settle(groups=groups)
 
     def __eq__(self, other: object) -> bool:
         """Whether the parts are the same in the same order: the order is that of the numbers."""

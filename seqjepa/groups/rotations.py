@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqjepa.groups.base import Group, check_elements, check_values
+from seqjepa.groups.base import FixedGroup, check_elements, check_values
 
 __all__ = ["Rotation3D"]
 
 
-@dataclass(frozen=True)
-class Rotation3D(Group):
+class Rotation3D(FixedGroup):
     """Rotations of space, as unit quaternions x y z w: an action is `q = q0⁻¹ q1`, so that R(q) = R(q0)ᵀ R(q1).
 
     q and −q are one rotation. What comes out has the canonical sign: w ≥ 0, and where w = 0 (half turns) the first

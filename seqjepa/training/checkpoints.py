@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from seqjepa._checks import unwrap
+from seqjepa._files import flush
 from seqjepa.distributed import broadcast_object, gather_objects, rank, world_size
 from seqjepa.training._lock import hold, owner, release
 from seqjepa.training._settings import as_built, keep_new_settings, set_rates
@@ -254,7 +255,7 @@ class Checkpoints:
                 last = f"the last whole one is {there[-1][1]}" if there else "there is no other"
                 raise OSError(cause.errno, f"{cause.strerror}: {file} was not saved; {last}") from error
             raise
-        _flush_folder(self._folder)
+        flush(self._folder)
         self._not_whole.discard(file)
         for _, old in self._present()[: -self.keep]:
             old.unlink(missing_ok=True)
@@ -306,16 +307,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"it is not in the format {FORMAT!r}")
     return content
-
-
-def _flush_folder(folder: Path) -> None:
-    """Put the folder's new entry on the disk, where a system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _on_cpu(value: Any) -> Any:

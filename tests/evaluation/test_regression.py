@@ -112,30 +112,6 @@ def test_the_best_round_is_kept_not_the_last() -> None:
     assert early.mean > -0.1
 
 
-@pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
-@pytest.mark.parametrize("still_in", ["train", "test", "both"])
-def test_an_output_that_never_varies_is_left_out_and_named(settings: dict[str, Any], still_in: str) -> None:
-    x, y, tx, ty = linear_data(n=100)
-    still, still_test = y.clone(), ty.clone()
-    if still_in != "test":
-        still[:, 1] = 3.3
-    if still_in != "train":
-        still_test[:, 1] = 3.3
-    got = regression_r2(x, still, tx, still_test, **settings)
-    assert got.constant == (1,)
-    assert math.isnan(got.per_output[1])
-    assert str(got).endswith("without output 1, constant")
-    assert got.mean == pytest.approx((got.per_output[0] + got.per_output[2]) / 2)
-    assert got.predictions.shape == ty.shape
-    if still_in != "test":
-        torch.testing.assert_close(got.predictions[:, 1], torch.full((100,), 3.3))
-    if settings == {"hidden": ()}:
-        alone = regression_r2(x, y[:, [0, 2]], tx, ty[:, [0, 2]], hidden=(), l2=got.l2 or 0.0)
-        assert got.mean == pytest.approx(alone.mean, abs=1e-6)
-        assert got.pooled == pytest.approx(alone.pooled, abs=1e-6)
-        assert got.chance == pytest.approx(alone.chance, abs=1e-6)
-
-
 def test_fitting_stops_after_three_rounds_without_progress_and_keeps_the_mean_where_nothing_was_learnt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -365,13 +341,14 @@ def test_an_output_that_never_varies_is_named_and_changes_nothing_of_the_others(
     assert "without" not in str(without)
 
 
-def test_an_output_that_varies_in_one_set_alone_is_left_out_too() -> None:
+@pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
+def test_an_output_that_varies_in_one_set_alone_is_left_out_too(settings: dict[str, Any]) -> None:
     x, y, tx, ty = linear_data()
     still = torch.full((len(y),), 3.3)
-    learnt = regression_r2(x, y, tx, torch.stack([ty[:, 0], ty[:, 1], still], 1), hidden=())
-    unlearnt = regression_r2(x, torch.stack([still, y[:, 1], y[:, 2]], 1), tx, ty, hidden=())
+    learnt = regression_r2(x, y, tx, torch.stack([ty[:, 0], ty[:, 1], still], 1), **settings)
+    unlearnt = regression_r2(x, torch.stack([still, y[:, 1], y[:, 2]], 1), tx, ty, **settings)
     assert (learnt.constant, unlearnt.constant) == ((2,), (0,))
-    whole = regression_r2(x, y, tx, ty, hidden=())
+    whole = regression_r2(x, y, tx, ty, **settings)
     assert learnt.mean == pytest.approx(sum(whole.per_output[:2]) / 2)
     assert torch.equal(learnt.predictions, whole.predictions)  # what varied in training is predicted all the same
     assert unlearnt.predictions[:, 0].unique().tolist() == pytest.approx([3.3])
