@@ -110,6 +110,8 @@ def with_cifar_stem(encoder: nn.Module) -> nn.Module:
 def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Float[Tensor, "B T D"]:
     """Encode every view of a batch in one call of the encoder.
 
+    The views reach the encoder in the channels-last layout if they are in it, or the encoder is.
+
     Args:
         encoder: maps (N, …) → (N, D); with images, (N, C, H, W) → (N, D).
         views: (B, T, …), float; the trailing axes are whatever the encoder takes.
@@ -134,8 +136,14 @@ def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Floa
             f"views must have the axes (B, T, …), for images (B, T, C, H, W); got shape {tuple(views.shape)}."
         )
     check_floating("views", views)
-    check_like("views", views, weight_of(encoder))
-    features = encoder(rearrange(views, "b t ... -> (b t) ..."))
+    weight = weight_of(encoder)
+    check_like("views", views, weight)
+    # What is cut out of longer sequences is copied here, once: straight into the layout that the encoder works in.
+    if views.ndim == 5 and (_is_channels_last(views) or (weight is not None and _is_channels_last(weight))):
+        flat = rearrange(views, "b t c h w -> (b t) h w c").contiguous().permute(0, 3, 1, 2)
+    else:
+        flat = rearrange(views, "b t ... -> (b t) ...")
+    features = encoder(flat)
     n = views.shape[0] * views.shape[1]
     if not isinstance(features, Tensor):
         raise TypeError(
@@ -148,6 +156,11 @@ def encode_views(encoder: nn.Module, views: Float[Tensor, "B T *image"]) -> Floa
             "maps add pooling: nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())."
         )
     return features.unflatten(0, views.shape[:2])
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel, or of a kernel's place, lie side by side: (…, C, H, W) in the order of NHWC."""
+    return x.ndim >= 4 and x.stride(-3) == 1 and x.shape[-3] > 1 and x.stride(-1) == x.shape[-3]
 
 
 @torch.no_grad()

@@ -122,6 +122,16 @@ def number_tensor(number: Any, name: str, what: str = "label") -> Tensor | None:
         ) from None
 
 
+def stack_numbers(numbers: Sequence[Any], what: str, names: Sequence[str]) -> Tensor | None:
+    """Stack labels, numbers or tensors; None where there are none at all."""
+    if {type(number) for number in numbers} == {int}:  # the common case, without a tensor for each
+        try:
+            return torch.tensor(numbers, device="cpu")
+        except (ValueError, RuntimeError, OverflowError):
+            pass  # one is too large, and is named below
+    return stack([number_tensor(number, name, what) for number, name in zip(numbers, names, strict=True)], what, names)
+
+
 def stack(parts: Sequence[Tensor | None], what: str, names: Sequence[str]) -> Tensor | None:
     """Stack tensors of one shape; None where there are none at all."""
     if all(part is None for part in parts):
@@ -194,7 +204,7 @@ def _stack_nested(parts: Sequence[Any], names: Sequence[str]) -> Any:
     """Tensors, NamedTuples or dicts of them, or None."""
     what = "parameter"
     if not any(isinstance(part, dict) or hasattr(part, "_fields") for part in parts):
-        return stack([number_tensor(part, name, what) for part, name in zip(parts, names, strict=True)], what, names)
+        return stack_numbers(parts, what, names)
     first = parts[0]
     for part, name in zip(parts, names, strict=True):
         if type(part) is not type(first) or (isinstance(part, dict) and part.keys() != first.keys()):

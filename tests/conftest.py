@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+# One thread for BLAS too, here and in every process that a test starts: with two on each of two busy cores, threads
+# spin while they wait for one another, and scikit-learn's fits take twenty times as long. Read when NumPy is imported.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+
 import hypothesis
 import pytest
 import torch
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 hypothesis.settings.register_profile(
     "seqjepa",

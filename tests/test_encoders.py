@@ -111,6 +111,32 @@ def test_all_views_go_in_one_call() -> None:
     assert encoder.calls == 1
 
 
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("made", ["views", "encoder", "neither"])
+def test_channels_last_views_or_weights_bring_views_in_that_layout(made: str, cut: bool) -> None:
+    seen: list[Tensor] = []
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return self.conv(x).mean((2, 3))
+
+    views = torch.rand(2, 4, 3, 8, 8)
+    plain = Encoder()
+    expected = encode_views(plain, views[:, :-1] if cut else views)
+    encoder = plain.to(memory_format=torch.channels_last) if made == "encoder" else plain  # type: ignore[call-overload]
+    if made == "views":
+        views = views.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 4))
+    got = encode_views(encoder, views[:, :-1] if cut else views)
+    torch.testing.assert_close(got, expected)
+    assert seen[-1].is_contiguous(memory_format=torch.channels_last) == (made != "neither")
+    assert (seen[-1].data_ptr() == views.data_ptr()) == (not cut and made != "encoder")  # not copied without need
+
+
 def test_finding_the_width_leaves_no_trace() -> None:
     encoder = TinyEncoder(8)
     encoder.bn2.eval()

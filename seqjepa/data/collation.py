@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from seqjepa.types import ViewSequence, map_tensors, number_tensor, stack, stack_sequences
+from seqjepa.types import ViewSequence, map_tensors, stack, stack_numbers, stack_sequences
 
 __all__ = ["ImageBatch", "Sample", "collate", "collate_named", "image_tensor"]
 
@@ -104,15 +104,15 @@ def collate_named(items: Sequence[Any], names: Sequence[str]) -> ImageBatch | Vi
         None if sample.saliency is None else _saliency_map(sample.saliency, image, name)
         for sample, image, name in zip(samples, images, names, strict=True)
     ]
-    numbers = [number_tensor(sample.label, name) for sample, name in zip(samples, names, strict=True)]
-    return ImageBatch(stacked, stack(numbers, "label", names), stack(maps, "saliency map", names))
+    labels = stack_numbers([sample.label for sample in samples], "label", names)
+    return ImageBatch(stacked, labels, stack(maps, "saliency map", names))
 
 
 def as_sample(item: Any, name: str) -> Sample:
     """What an item holds, whatever its form."""
     if isinstance(item, Sample):
         return item
-    if isinstance(item, Mapping):
+    if not isinstance(item, tuple | list) and isinstance(item, Mapping):  # the common and quick question first
         if "image" not in item or item.keys() - set(Sample._fields):
             raise TypeError(
                 f"A mapping holds the keys image, label and saliency (only image is needed); {name} has "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import operator
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from seqjepa import distributed
 from seqjepa.data.collation import ImageBatch, collate_named
-from seqjepa.data.seeding import batch_generator, derive_seed, preserved_rng, seeded_item
+from seqjepa.data.seeding import GlobalStates, batch_generator, derive_seed, seeded_items
 from seqjepa.types import ViewSequence
 
 __all__ = ["ViewLoader"]
@@ -28,11 +31,13 @@ class ViewLoader:
     Seeds. What comes out depends on the seed, the epoch, the rank and the number of ranks, and on the kind of device,
     where the sampler draws; not on the number of workers, nor on what else the program draws. Random transforms in the
     dataset find the global generators of torch, NumPy and Python seeded for this item of this epoch; the state that
-    they had before is put back. A [`SeededDataset`][seqjepa.data.SeededDataset] is handed a generator for each
+    they had before is put back. (Seeding takes longer than many items do. A generator is left alone until a batch is
+    seen to draw from it: that batch is loaded once more, and from then on it is seeded for every item.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed a generator for each
     item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for items by index.
     Items are loaded on the CPU, whatever `torch.set_default_device` says.
 
-    Ranks. All ranks draw one order of the N images of an epoch; rank r takes every `world_size`-th, from the r-th on.
+    Ranks. torch.distributed is asked for them when a pass begins, so a loader may be built before the process group
+    is. All ranks draw one order of the N images of an epoch; rank r takes every `world_size`-th, from the r-th on.
     Each rank takes ⌊N / world_size⌋ of them, none twice: the N mod world_size last of the order are left out of this
     epoch, and with `drop_last` those that don't fill a batch. With `shuffle` they are others each epoch.
 
@@ -53,7 +58,7 @@ class ViewLoader:
         num_workers: processes that load; 0 loads in this one.
         shuffle: a new order each epoch, or always that of the dataset.
         drop_last: leave out a last batch of less than `batch_size`.
-        rank: of this process; None asks torch.distributed, where that is in use, else 0.
+        rank: of this process; None asks torch.distributed when a pass begins, and is 0 where that is not in use.
         world_size: number of ranks; None likewise, else 1.
         loader_options: more for the `torch.utils.data.DataLoader` underneath, such as
             `{"prefetch_factor": 4, "multiprocessing_context": "spawn"}`. Workers persist over epochs and memory is
@@ -63,6 +68,8 @@ class ViewLoader:
         ValueError: no batch in an epoch; a size below its least; a rank outside 0 … world_size − 1; `in_order=False`.
         TypeError: a dataset without length or index; a sampler that returns something else, or takes no saliency where
             the items have it.
+        RuntimeError: a pass, a length or a state asked for in one of several processes (by WORLD_SIZE in the
+            environment) before torch.distributed was started.
 
     Examples:
         >>> import torch
@@ -94,12 +101,11 @@ class ViewLoader:
         world_size: int | None = None,
         loader_options: Mapping[str, Any] | None = None,
     ) -> None:
-        rank, world_size = _ranks(rank, world_size)
         self.order = EpochOrder(
             _length(dataset), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank,
             world_size=world_size,
         )  # fmt: skip
-        self.sampler, self.device, self.seed, self.rank = sampler, torch.device(device), seed, rank
+        self.sampler, self.device, self.seed = sampler, torch.device(device), seed
         self._takes_saliency = _takes_saliency(sampler)
         self._next, self._following = (0, 0), 1
         self._running: list[_Pass] = []
@@ -133,6 +139,7 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[ViewSequence]:
         """One pass over the data: the rest of the epoch where a state was loaded, else a whole one."""
+        self.order.check()  # of the ranks there are now
         this = _Pass(*self._next)
         self._next, self._following = (self._following, 0), self._following + 1
         borrower = not self._lent
@@ -143,7 +150,7 @@ class ViewLoader:
                 batches = iter(self._persistent if borrower else self._temporary)
             for number, batch in enumerate(batches, start=this.batch):
                 generator = batch_generator(
-                    self.seed, epoch=this.epoch, rank=self.rank, batch=number, device=self.device
+                    self.seed, epoch=this.epoch, rank=self.order.rank, batch=number, device=self.device
                 )
                 sequence = self._views(batch, generator)
                 this.batch = number + 1
@@ -250,25 +257,62 @@ class _Pass:
 class EpochOrder:
     """Which items make up each batch of an epoch on one rank: a batch sampler of (epoch, index) pairs.
 
-    The epoch travels with the index, so that workers which persist over epochs know it.
+    The epoch travels with the index, so that workers which persist over epochs know it. Ranks that are None are those
+    of torch.distributed.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool, rank: int, world_size: int
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        rank: int | None,
+        world_size: int | None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        if not 0 <= rank < world_size:
+        if (rank is None) != (world_size is None):
+            raise ValueError(
+                f"rank and world_size go together; got rank={rank} and world_size={world_size}. Give both."
+            )
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ValueError(f"Ranks go from 0 to world_size − 1; got rank {rank} of {world_size}.")
         self.length, self.batch_size, self.seed = length, batch_size, operator.index(seed)
-        self.shuffle, self.drop_last, self.rank, self.world_size = shuffle, drop_last, rank, world_size
+        self.shuffle, self.drop_last, self._given = shuffle, drop_last, (rank, world_size)
         self._start = (0, 0)
+        if rank is not None or not _awaits_ranks():
+            self.check()
+
+    @property
+    def rank(self) -> int:
+        """Of this process, now."""
+        return distributed.rank() if self._given[0] is None else self._given[0]
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks, now."""
+        if self._given[1] is not None:
+            return self._given[1]
+        if _awaits_ranks():
+            raise RuntimeError(
+                f"WORLD_SIZE says that this is one of {os.environ['WORLD_SIZE']} processes, and torch.distributed, "
+                "which tells a loader the rank of this one, is not started: each would load the same batches. Call "
+                "torch.distributed.init_process_group() first, or build the loader with rank=… and world_size=…"
+            )
+        return distributed.world_size()
+
+    def check(self) -> None:
+        """Raise where an epoch has no batch."""
+        world_size = self.world_size
         if len(self) == 0:
             raise ValueError(
-                f"An epoch needs at least one batch; {length} items over {world_size} rank{'s' * (world_size != 1)} "
-                f"are {length // world_size} each, and batch_size is {batch_size}"
-                f"{' with drop_last=True' if drop_last else ''}. Take a smaller batch_size, or look at why the dataset "
-                "is so small."
+                f"An epoch needs at least one batch; {self.length} items over {world_size} rank{'s' * (world_size != 1)} "
+                f"are {self.length // world_size} each, and batch_size is {self.batch_size}"
+                f"{' with drop_last=True' if self.drop_last else ''}. Take a smaller batch_size, or look at why the "
+                "dataset is so small."
             )
 
     def settings(self) -> dict[str, int | bool]:
@@ -309,15 +353,36 @@ class SeededItems(Dataset[Any]):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
+        self._drawn: set[str] = set()  # the global generators that items were seen to draw from
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
         """All items of a batch with their indices, made on the CPU; the global generators are left as they were."""
-        items = []
-        with _on_the_cpu(), preserved_rng():
+        before, moved = GlobalStates(), None
+        with _on_the_cpu():
+            try:
+                while True:
+                    error = None
+                    try:
+                        items = self._items(keys)
+                    except Exception as raised:  # by what was drawn, maybe: then it is drawn again, seeded
+                        error = raised
+                    moved = before.moved()
+                    if moved <= self._drawn:
+                        if error is not None:
+                            raise error
+                        return items
+                    self._drawn |= moved
+            finally:
+                if moved is None or moved:
+                    before.restore()
+
+    def _items(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
+        with seeded_items(self.seed) as begin:
+            items = []
             for epoch, index in keys:
-                with seeded_item(self.seed, epoch, index):
-                    items.append((index, self.dataset[index]))
-        return items
+                begin(epoch, index, self._drawn)
+                items.append((index, self.dataset[index]))
+            return items
 
 
 def _collate_items(items: Sequence[tuple[int, Any]]) -> ImageBatch | ViewSequence:
@@ -358,11 +423,7 @@ def _length(dataset: Any) -> int:
     return len(dataset)
 
 
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"rank and world_size go together; got rank={rank} and world_size={world_size}. Give both.")
-    if rank is not None and world_size is not None:
-        return rank, world_size
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+def _awaits_ranks() -> bool:
+    """Whether a launcher started several processes, which torch.distributed does not join yet."""
+    joined = dist.is_available() and dist.is_initialized()
+    return not joined and int(os.environ.get("WORLD_SIZE") or 1) > 1

@@ -7,7 +7,7 @@ import operator
 import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-__all__ = ["SeededDataset", "batch_generator", "derive_seed", "isolated_rng", "preserved_rng", "seed_globals"]
+__all__ = ["SeededDataset", "batch_generator", "derive_seed", "isolated_rng", "seed_globals"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -84,28 +84,43 @@ def batch_generator(
     return torch.Generator(device).manual_seed(derive_seed("batch", seed, epoch, rank, batch))
 
 
-def seed_globals(seed: int) -> None:
-    """Seed the global generators of torch (CPU), Python and, where it is loaded, NumPy."""
-    torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed the GPU's generators too
-    random.seed(seed)
+def seed_globals(seed: int, *, only: Collection[str] = ("torch", "random", "numpy")) -> None:
+    """Seed the global generators of torch (CPU), Python and, where it is loaded, NumPy; or only those named."""
+    if "torch" in only:
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed the GPU's generators too
+    if "random" in only:
+        random.seed(seed)
     numpy = sys.modules.get("numpy")
-    if numpy is not None:
+    if numpy is not None and "numpy" in only:
         # The 1 sets it apart from Python's generator, which is the same one: from equal words it draws equal numbers.
         numpy.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
 
 
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Leave the global generators of torch (CPU), Python and NumPy as they were found."""
-    numpy = sys.modules.get("numpy")  # its random is loaded when it is first asked for
-    states = torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(states[0])
-        random.setstate(states[1])
-        if numpy is not None:
-            numpy.random.set_state(states[2])
+class GlobalStates:
+    """How the global generators of torch (CPU), Python and NumPy stood when this was made."""
+
+    def __init__(self) -> None:
+        numpy = sys.modules.get("numpy")  # its random is loaded when it is first asked for
+        self.torch, self.random = torch.default_generator.get_state(), random.getstate()
+        self.numpy = None if numpy is None else numpy.random.get_state()
+
+    def restore(self) -> None:
+        """Put them back; NumPy's only if it was loaded then."""
+        torch.default_generator.set_state(self.torch)
+        random.setstate(self.random)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+
+    def moved(self) -> set[str]:
+        """Which of them something has been drawn from, or that was seeded, since."""
+        now = GlobalStates()
+        moved = set() if torch.equal(self.torch, now.torch) else {"torch"}
+        if self.random != now.random:
+            moved.add("random")
+        if self.numpy is None or now.numpy is None:
+            return moved if self.numpy is now.numpy else moved | {"numpy"}
+        same = self.numpy[2:] == now.numpy[2:] and (self.numpy[1] == now.numpy[1]).all()
+        return moved if same else moved | {"numpy"}
 
 
 @contextmanager
@@ -126,9 +141,12 @@ def isolated_rng(seed: int) -> Iterator[None]:
         ...     print(torch.equal(first, torch.rand(3)))
         True
     """
-    with preserved_rng():
+    states = GlobalStates()
+    try:
         seed_globals(seed)
         yield
+    finally:
+        states.restore()
 
 
 class SeededDataset(Dataset[Any], ABC):
@@ -207,12 +225,20 @@ _ITEM: ContextVar[_Item | None] = ContextVar("item", default=None)
 
 
 @contextmanager
-def seeded_item(seed: int, epoch: int, index: int) -> Iterator[None]:
-    """Inside, the global generators and SeededDatasets at any depth draw what these three numbers say."""
-    seed_globals(derive_seed("item", seed, epoch, index))
-    token = _ITEM.set(_Item(seed, epoch, index))
+def seeded_items(seed: int) -> Iterator[Callable[[int, int, Collection[str]], None]]:
+    """A function of epoch, index and names of global generators, to call before each item.
+
+    Until the next call, SeededDatasets at any depth and those global generators draw what seed, epoch and index say.
+    """
+
+    def begin(epoch: int, index: int, only: Collection[str]) -> None:
+        if only:
+            seed_globals(derive_seed("item", seed, epoch, index), only=only)
+        _ITEM.set(_Item(seed, epoch, index))
+
+    token = _ITEM.set(None)
     try:
-        yield
+        yield begin
     finally:
         _ITEM.reset(token)
 

@@ -295,6 +295,52 @@ def test_the_program_s_own_random_numbers_are_left_alone() -> None:
     assert state() == before
 
 
+class Rarely(Dataset[Any]):
+    """Plain images, but for one that draws from one global generator, or fails by what it draws; loads are counted."""
+
+    def __init__(self, draw: Callable[[], float], worst: float = 2.0) -> None:
+        self.draw, self.worst, self.loaded = draw, worst, 0
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        self.loaded += 1
+        drawn = self.draw() if index == 13 else 0.0
+        if drawn > self.worst:
+            raise KeyError(f"drew {drawn}")
+        return torch.zeros(1, 2, 2), float(drawn)
+
+
+@pytest.mark.parametrize("name", ["torch", "random", "numpy"])
+def test_an_item_that_draws_once_in_a_while_is_seeded_like_all_others(name: str) -> None:
+    draws = {"torch": lambda: float(torch.rand(())), "random": random.random, "numpy": np.random.random}
+    draw: Any = draws[name]
+
+    def drawn(worst: float = 2.0) -> tuple[float, int]:
+        dataset = Rarely(draw, worst)
+        loader = ViewLoader(dataset, noisy_pairs, batch_size=4, shuffle=False)
+        return float(sum(batch.labels.sum() for batch in loader if batch.labels is not None)), dataset.loaded
+
+    with isolated_rng(derive_seed("item", 0, 0, 13)):
+        expected = draw()
+    for _ in range(2):  # whatever the program has drawn
+        draw()
+        found, loaded = drawn()
+        assert found == pytest.approx(expected)
+        assert loaded == 24 + 4  # the batch that showed it is loaded again
+    with pytest.raises(KeyError, match=f"drew {expected}"):  # not what it drew before it was seeded
+        drawn(worst=0.0)
+
+
+def test_what_draws_nothing_is_loaded_once_and_what_fails_by_itself_fails() -> None:
+    dataset = Rarely(lambda: 0.5)
+    passes(ViewLoader(dataset, noisy_pairs, batch_size=4))
+    assert dataset.loaded == 24
+    with pytest.raises(KeyError, match=r"drew 0\.5"):
+        passes(ViewLoader(Rarely(lambda: 0.5, worst=0.1), noisy_pairs, batch_size=4))
+
+
 def test_the_sampler_gets_the_stream_of_its_batch_and_the_labels_stay_with_their_images() -> None:
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=4, seed=7, rank=1, world_size=2)
     loader.set_epoch(5)
@@ -354,6 +400,28 @@ def test_the_rank_is_that_of_torch_distributed_where_that_is_in_use() -> None:
         distributed.destroy_process_group()
     assert asked == explicit
     assert len(asked) == 8
+
+
+def test_a_loader_may_be_built_before_the_process_group_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    explicit = passes(ViewLoader(Numbered(), noisy_pairs, batch_size=4, rank=2, world_size=3))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    loader = ViewLoader(Numbered(), noisy_pairs, batch_size=4)
+    for ask in (len, ViewLoader.state_dict, lambda loader: next(iter(loader))):
+        with pytest.raises(RuntimeError, match=r"one of 3 processes, .*init_process_group\(\) first"):
+            ask(loader)
+    too_small = ViewLoader(Numbered(9), noisy_pairs, batch_size=4)  # of one rank it would do
+    assert len(passes(ViewLoader(Numbered(), noisy_pairs, batch_size=4, rank=0, world_size=1))) == 6
+    distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=3)
+    try:
+        assert len(loader) == loader.state_dict()["world_size"] - 1 == 2
+        assert_same(passes(loader), explicit)
+        with pytest.raises(ValueError, match="9 items over 3 ranks are 3 each, and batch_size is 4"):
+            iter(too_small).__next__()
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_each_epoch_is_another_order_of_all_images() -> None:
