@@ -14,6 +14,7 @@ process group is used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["all_reduce", "broadcast_object", "gather", "gather_objects", "rank", "world_size"]
+__all__ = ["all_reduce", "awaited", "broadcast_object", "gather", "gather_objects", "rank", "world_size"]
 
 T = TypeVar("T")
 
@@ -45,6 +46,20 @@ def world_size() -> int:
         1
     """
     return dist.get_world_size() if _in_use() else 1
+
+
+def awaited() -> int:
+    """How many processes a launcher started (torchrun sets WORLD_SIZE) that torch.distributed doesn't join yet; else 0.
+
+    The one thing that the package reads of its environment: a program that takes itself for the only one, and is not,
+    does what all others do.
+
+    Examples:
+        >>> awaited()
+        0
+    """
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if size.isdecimal() and int(size) > 1 and not _in_use() else 0
 
 
 def all_reduce(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from seqjepa import SeqJEPALoss, VarianceCovariance
-from seqjepa.distributed import all_reduce, broadcast_object, gather, gather_objects, rank, world_size
+from seqjepa.distributed import all_reduce, awaited, broadcast_object, gather, gather_objects, rank, world_size
 from tests.ranks import on_ranks
 
 
@@ -142,3 +142,20 @@ def test_one_process_is_the_identity() -> None:
 def test_rows_need_an_axis() -> None:
     with pytest.raises(ValueError, match=r"needs an axis of them; got a tensor of shape \(\)"):
         gather(torch.tensor(1.0))
+
+
+def test_processes_that_were_started_are_awaited_until_torch_distributed_joins_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    for said, expected in {"": 0, "1": 0, "4": 4, "many": 0}.items():
+        monkeypatch.setenv("WORLD_SIZE", said)
+        assert awaited() == expected
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    dist.init_process_group("fake", store=FakeStore(), rank=2, world_size=4)
+    try:
+        assert awaited() == 0
+        assert (rank(), world_size()) == (2, 4)
+    finally:
+        dist.destroy_process_group()

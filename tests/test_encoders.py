@@ -128,7 +128,7 @@ def test_channels_last_views_or_weights_bring_views_in_that_layout(made: str, cu
     views = torch.rand(2, 4, 3, 8, 8)
     plain = Encoder()
     expected = encode_views(plain, views[:, :-1] if cut else views)
-    encoder = plain.to(memory_format=torch.channels_last) if made == "encoder" else plain  # type: ignore[call-overload]
+    encoder = plain.to(memory_format=torch.channels_last) if made == "encoder" else plain
     if made == "views":
         views = views.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 4))
     got = encode_views(encoder, views[:, :-1] if cut else views)

@@ -24,30 +24,37 @@ def test_the_quickstart_trains_measures_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
 
 
-def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0)
-    for name in ("beds", "sofas"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(10):
-            pixels = noise.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
-    labelled, unlabelled = tmp_path / "images", tmp_path / "images" / "beds"
-    for label, options in {
-        "digits": ["--steps", "5"],
-        "labelled": ["--steps", "2", "--images", str(labelled), "--compare", "--fixations", "uniform"],
-        "unlabelled": ["--steps", "1", "--images", str(unlabelled), "--preset", "gpu"],
-    }.items():
-        output = tmp_path / "figures" / label
-        command = [sys.executable, "-W", "error", "examples/saccades.py", *options, "--output", str(output)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        rows = [line for line in result.stdout.splitlines() if line.startswith(("accuracy %", "R² "))]
-        table = {row[:22].strip(): [float(number) for number in row[22:].split()] for row in rows}
-        assert ("accuracy %, state 5" in table) == (label != "unlabelled")
-        assert len(table["R² position, z"]) == (2 if label == "labelled" else 1)
-        assert all(value <= 1 for name, values in table.items() for value in values if name.startswith("R²"))
-        assert "with actions: 100%" in result.stderr
-        assert {path.name for path in output.iterdir()} == {"saccades.png", "views.png"}
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("digits", ["--steps", "5"]),
+        pytest.param("labelled", ["--steps", "2", "--compare", "--fixations", "uniform"], marks=pytest.mark.nightly),
+        pytest.param("unlabelled", ["--steps", "1", "--preset", "gpu"], marks=pytest.mark.nightly),
+    ],
+)
+def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(
+    data: str, options: list[str], tmp_path: Path
+) -> None:
+    images = {"labelled": tmp_path / "images", "unlabelled": tmp_path / "images" / "beds"}.get(data)
+    if images is not None:
+        noise = np.random.default_rng(0)
+        for name in ("beds", "sofas"):
+            (tmp_path / "images" / name).mkdir(parents=True)
+            for i in range(10):
+                pixels = noise.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+        options = [*options, "--images", str(images)]
+    output = tmp_path / "figures"
+    command = [sys.executable, "-W", "error", "examples/saccades.py", *options, "--output", str(output)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = [line for line in result.stdout.splitlines() if line.startswith(("accuracy %", "R² "))]
+    table = {row[:22].strip(): [float(number) for number in row[22:].split()] for row in rows}
+    assert ("accuracy %, state 5" in table) == (data != "unlabelled")
+    assert len(table["R² position, z"]) == (2 if data == "labelled" else 1)
+    assert all(value <= 1 for name, values in table.items() for value in values if name.startswith("R²"))
+    assert "with actions: 100%" in result.stderr
+    assert {path.name for path in output.iterdir()} == {"saccades.png", "views.png"}
 
 
 def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
@@ -65,6 +72,7 @@ def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "objects3d.png").stat().st_size > 10_000
 
 
+@pytest.mark.nightly
 def test_the_claims_are_tried_and_runs_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     options = ["--preset", "smoke", "--only", "objects, with actions", "--output", str(tmp_path)]
     command = [sys.executable, "-W", "error", "examples/reproduce_claims.py", *options]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import operator
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -31,10 +29,10 @@ class ViewLoader:
     Seeds. What comes out depends on the seed, the epoch, the rank and the number of ranks, and on the kind of device,
     where the sampler draws; not on the number of workers, nor on what else the program draws. Random transforms in the
     dataset find the global generators of torch, NumPy and Python seeded for this item of this epoch; the state that
-    they had before is put back. (Seeding takes longer than many items do. A generator is left alone until a batch is
-    seen to draw from it: that batch is loaded once more, and from then on it is seeded for every item.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed a generator for each
-    item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for items by index.
-    Items are loaded on the CPU, whatever `torch.set_default_device` says.
+    they had before is put back. (Seeding takes longer than many items do: a generator is seeded from the first batch on
+    that is seen to draw from it, which is loaded once more.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed
+    a generator for each item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for
+    items by index. Items are loaded on the CPU, whatever `torch.set_default_device` says.
 
     Ranks. torch.distributed is asked for them when a pass begins, so a loader may be built before the process group
     is. All ranks draw one order of the N images of an epoch; rank r takes every `world_size`-th, from the r-th on.
@@ -283,7 +281,7 @@ class EpochOrder:
         self.length, self.batch_size, self.seed = length, batch_size, operator.index(seed)
         self.shuffle, self.drop_last, self._given = shuffle, drop_last, (rank, world_size)
         self._start = (0, 0)
-        if rank is not None or not _awaits_ranks():
+        if rank is not None or not distributed.awaited():
             self.check()
 
     @property
@@ -296,9 +294,9 @@ class EpochOrder:
         """The number of ranks, now."""
         if self._given[1] is not None:
             return self._given[1]
-        if _awaits_ranks():
+        if distributed.awaited():
             raise RuntimeError(
-                f"WORLD_SIZE says that this is one of {os.environ['WORLD_SIZE']} processes, and torch.distributed, "
+                f"WORLD_SIZE says that this is one of {distributed.awaited()} processes, and torch.distributed, "
                 "which tells a loader the rank of this one, is not started: each would load the same batches. Call "
                 "torch.distributed.init_process_group() first, or build the loader with rank=… and world_size=…"
             )
@@ -309,9 +307,9 @@ class EpochOrder:
         world_size = self.world_size
         if len(self) == 0:
             raise ValueError(
-                f"An epoch needs at least one batch; {self.length} items over {world_size} rank{'s' * (world_size != 1)} "
-                f"are {self.length // world_size} each, and batch_size is {self.batch_size}"
-                f"{' with drop_last=True' if self.drop_last else ''}. Take a smaller batch_size, or look at why the "
+                f"An epoch needs at least one batch; {self.length} items over {world_size} "
+                f"rank{'s' * (world_size != 1)} are {self.length // world_size} each, and batch_size is "
+                f"{self.batch_size}{' with drop_last=True' if self.drop_last else ''}. Take a smaller batch_size, or look at why the "
                 "dataset is so small."
             )
 
@@ -421,9 +419,3 @@ def _length(dataset: Any) -> int:
             "DataLoader with collate_fn=seqjepa.data.collate, and call the sampler with seqjepa.data.batch_generator."
         )
     return len(dataset)
-
-
-def _awaits_ranks() -> bool:
-    """Whether a launcher started several processes, which torch.distributed does not join yet."""
-    joined = dist.is_available() and dist.is_initialized()
-    return not joined and int(os.environ.get("WORLD_SIZE") or 1) > 1
