@@ -309,8 +309,8 @@ class EpochOrder:
             raise ValueError(
                 f"An epoch needs at least one batch; {self.length} items over {world_size} "
                 f"rank{'s' * (world_size != 1)} are {self.length // world_size} each, and batch_size is "
-                f"{self.batch_size}{' with drop_last=True' if self.drop_last else ''}. Take a smaller batch_size, or look at why the "
-                "dataset is so small."
+                f"{self.batch_size}{' with drop_last=True' if self.drop_last else ''}. "
+                "Take a smaller batch_size, or look at why the dataset is so small."
             )
 
     def settings(self) -> dict[str, int | bool]:
