@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.debug import CommDebugMode
 
 from seqjepa import ConditionedPredictor, CosineSchedule, EMATarget, SeqJEPA
-from seqjepa.training import sync_batch_norm
+from seqjepa.training import register_forward_methods, sync_batch_norm
 from tests.builders import TinyEncoder, sequence, tiny_model
 from tests.ranks import on_ranks
+
+pytestmark = pytest.mark.skipif(torch.__version__ < "2.7", reason="fully_shard runs on CPUs since torch 2.7")
 
 
 class Scale(nn.Module):
@@ -116,6 +119,10 @@ def everything(model: SeqJEPA) -> None:
     fully_shard(model)
 
 
+def everything_that_is_sharded_again(model: SeqJEPA) -> None:
+    fully_shard(model, reshard_after_forward=True)
+
+
 def everything_in_parts(model: SeqJEPA) -> None:
     for part in (model.encoder, model.target.encoder, model.aggregator, model):
         fully_shard(part)
@@ -123,7 +130,7 @@ def everything_in_parts(model: SeqJEPA) -> None:
 
 WAYS: list[Callable[[SeqJEPA], None]] = [
     encoder_alone, target_alone, both, both_that_stay_whole, other_axes, other_meshes, blocks, everything,
-    everything_in_parts,
+    everything_that_is_sharded_again, everything_in_parts,
 ]  # fmt: skip
 
 
@@ -154,5 +161,66 @@ def averages(me: int, world: int) -> None:
         flat.target.update(FullyShardedDataParallel(flat.encoder, device_id=torch.device("cpu")))
 
 
+def gatherings(model: SeqJEPA, views: Tensor, actions: Tensor) -> int:
+    """How often weights are gathered in one forward pass."""
+    with CommDebugMode() as counted, torch.no_grad():
+        model(views, actions)
+    return counted.get_total_counts()
+
+
+def methods(me: int, world: int) -> None:
+    alone, share = build().eval(), slice(me, None, world)
+    views, actions = sequence(batch=8, seed=3)
+    mine = views[share], actions[share]
+    future = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        z, e = alone.encode(views), alone.embed(actions)
+        state = alone.aggregate(z[:, :3], e[:, :2])
+        expected = {
+            "encode": z, "embed": e, "aggregate": state, "predict": alone.predict(state, e[:, 2]),
+            "imagine": alone.imagine(views[:, :3], actions[:, :2], future), "target": alone.target(views[:, 3]),
+        }  # fmt: skip
+    given = {
+        "encode": mine[:1], "embed": mine[1:], "aggregate": (z[share, :3], e[share, :2]),
+        "predict": (state[share], e[share, 2]), "imagine": (mine[0][:, :3], mine[1][:, :2], future[share]),
+        "target": (mine[0][:, 3],),
+    }  # fmt: skip
+    for shard in (encoder_alone, everything, everything_in_parts, everything_that_is_sharded_again):
+        for name, inputs in given.items():  # each the first that is called, and after the others
+            model = build().eval()
+            shard(model)
+            if shard is everything and name == "imagine":
+                with pytest.raises(RuntimeError, match="mixed torch.Tensor and DTensor"):
+                    model.imagine(*inputs)
+            assert register_forward_methods(register_forward_methods(model)) is model
+            with torch.no_grad():
+                torch.testing.assert_close(getattr(model, name)(*inputs), expected[name][share])
+        with torch.no_grad():
+            for name, inputs in given.items():
+                torch.testing.assert_close(getattr(model, name)(*inputs), expected[name][share])
+
+    # Training through the methods, and gathering no more often than without them.
+    for shard in (everything, everything_that_is_sharded_again):
+        alone, plain, model = build(), build(), build()
+        shard(plain)
+        shard(model)
+        register_forward_methods(model)
+        assert gatherings(model, *mine) == gatherings(plain, *mine) > 0
+        for each, part in ((alone, slice(None)), (model, share)):
+            each.imagine(views[part, :3], actions[part, :2], future[part]).square().mean().backward()
+        for (name, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), name
+            if p.grad is not None and q.grad is not None:
+                torch.testing.assert_close(whole(p.grad), q.grad, atol=1e-6, rtol=1e-5)
+        train(model.train(), share)
+        train(alone.train(), slice(None))
+        check_same(model, alone, shard.__name__)
+
+
+def laws(me: int, world: int) -> None:
+    averages(me, world)
+    methods(me, world)
+
+
 def test_a_sharded_model_is_averaged_as_a_whole_one_however_it_is_sharded() -> None:
-    on_ranks(averages)
+    on_ranks(laws)
