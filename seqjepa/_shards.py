@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["gathered", "is_sharded", "reshard", "same_shards"]
+__all__ = ["gathered", "held", "is_sharded", "plain_type", "reshard", "sharded_as"]
 
 
 def is_sharded(value: Any) -> bool:
@@ -43,18 +43,34 @@ def gathered(tensor: Tensor) -> Tensor:
     return whole
 
 
-def same_shards(mine: Any, theirs: Any) -> tuple[Tensor, Tensor]:
-    """What this rank holds of `mine`, to be written to, and what belongs there of `theirs`, sharded alike or not.
+def sharded_as(mine: Any, theirs: Tensor) -> Tensor:
+    """The values of `theirs` in shards like those of `mine`, or whole where it is whole.
 
     Nothing is sent where both are sharded alike or `theirs` is whole. All ranks must come by otherwise.
     """
     if not is_sharded(mine):
-        return mine, gathered(theirs)
+        return gathered(theirs)
     from torch.distributed.tensor import DTensor, Replicate
 
-    mesh = mine.device_mesh
-    if is_sharded(theirs) and theirs.device_mesh != mesh:
-        theirs = gathered(theirs)
-    if not is_sharded(theirs):
-        theirs = DTensor.from_local(theirs, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return mine.to_local(), theirs.redistribute(placements=mine.placements).to_local()
+    shards: Any = theirs
+    if is_sharded(shards) and shards.device_mesh != mine.device_mesh:
+        shards = gathered(shards)
+    if not is_sharded(shards):
+        copies = [Replicate()] * mine.device_mesh.ndim
+        shards = DTensor.from_local(shards, mine.device_mesh, copies, run_check=False)
+    moved: Tensor = shards.redistribute(placements=mine.placements)
+    return moved
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor; to write to it is to write to the tensor."""
+    mine: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return mine
+
+
+def plain_type(module: Any) -> type:
+    """The class of a module as it was before `fully_shard`, which makes one of its own."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
+        return type(module)
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, fsdp.FSDPModule))

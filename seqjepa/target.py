@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from seqjepa._checks import plain_names, unwrap, weight_of
 from seqjepa._modes import autocast, fresh_casts
-from seqjepa._shards import is_sharded, reshard, same_shards
+from seqjepa._shards import held, is_sharded, reshard, sharded_as
 from seqjepa.encoders import encode_views
 from seqjepa.functional import CosineSchedule
 
@@ -326,7 +326,7 @@ def _pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[str, tup
             raise ValueError(
                 f"Target and encoder must lie on one device; got {t.device} and {o.device}. Move the target with .to()."
             )
-    return [(name, same_shards(*pair)) for name, pair in pairs.values()]
+    return [(name, (held(t), held(sharded_as(t, o)))) for name, (t, o) in pairs.values()]
 
 
 def _tensors(kind: str, module: nn.Module) -> dict[str, Tensor]:

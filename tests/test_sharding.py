@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
-from seqjepa import ConditionedPredictor, CosineSchedule, EMATarget, SeqJEPA
-from seqjepa.training import register_forward_methods, sync_batch_norm
-from tests.builders import TinyEncoder, sequence, tiny_model
+from seqjepa import ConditionedPredictor, CosineSchedule, EMATarget, SeqJEPA, ViewSequence
+from seqjepa.evaluation import extract
+from seqjepa.training import Checkpoints, register_forward_methods, sync_batch_norm
+from tests.builders import TinyEncoder, randomise, sequence, tiny_model
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.skipif(torch.__version__ < "2.7", reason="fully_shard runs on CPUs since torch 2.7")
@@ -51,10 +56,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def optimizer_of(model: SeqJEPA) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, eps=1e-2)
+
+
 def train(model: SeqJEPA, share: slice, steps: range = range(3), optimizer: Any = None) -> torch.optim.Optimizer:
     """Some steps on a share of each batch, with a look at the outputs between the optimiser's step and the target's."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=1e-2, eps=1e-2) if optimizer is None else optimizer
+    optimizer = optimizer_of(model) if optimizer is None else optimizer
     for step in steps:
         views, actions = (x[share] for x in sequence(batch=8, seed=step))
         model(views, actions).loss.backward()
@@ -190,7 +199,7 @@ def methods(me: int, world: int) -> None:
             model = build().eval()
             shard(model)
             if shard is everything and name == "imagine":
-                with pytest.raises(RuntimeError, match="mixed torch.Tensor and DTensor"):
+                with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
                     model.imagine(*inputs)
             assert register_forward_methods(register_forward_methods(model)) is model
             with torch.no_grad():
@@ -217,10 +226,105 @@ def methods(me: int, world: int) -> None:
         check_same(model, alone, shard.__name__)
 
 
-def laws(me: int, world: int) -> None:
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    states = (optimizer.state[p] for group in optimizer.param_groups for p in group["params"])
+    return [whole(value) for state in states for value in state.values()]
+
+
+def same(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
+    return all(torch.equal(whole(a), b) for a, b in zip(mine, theirs, strict=True))
+
+
+def load(folder: Path, model: SeqJEPA) -> torch.optim.Optimizer:
+    """A model and its optimiser from a distributed checkpoint, whatever they were and are spread over."""
+    optimizer = optimizer_of(model)
+    weights, theirs = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": theirs}, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=theirs)
+    return optimizer
+
+
+def save(folder: Path, model: SeqJEPA, optimizer: torch.optim.Optimizer) -> None:
+    weights, theirs = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": theirs}, checkpoint_id=folder)
+
+
+def files(me: int, world: int, folder: Path) -> None:
+    # One process's checkpoint goes on in two, exactly; and the two's is left for one.
+    alone, share = build(), slice(me, None, world)
+    learning = train(alone, slice(None), range(2))
+    model = randomise(build(), seed=5)
+    fully_shard(model)
+    optimizer = load(folder / "one", model)
+    assert same(model.state_dict().values(), alone.state_dict().values())
+    assert same(moments(optimizer), moments(learning))
+    assert model.target.step == 2
+    train(model, share, range(2, 3), optimizer)
+    train(alone, slice(None), range(2, 3), learning)
+    check_same(model, alone, "loaded")
+    save(folder / "two", model, optimizer)
+    kept = {name: whole(value).clone() for name, value in model.state_dict().items()}
+    kept_moments = [m.clone() for m in moments(optimizer)]
+    if me == 0:
+        torch.save((kept, kept_moments), folder / "full.pt")
+
+    # Whole weights are loaded into shards, and shards into a whole model; what does not fit is refused whole.
+    for shard in (everything, encoder_alone):
+        other = randomise(build(), seed=6)
+        shard(other)
+        other.load_state_dict(kept)
+        assert same(other.state_dict().values(), kept.values())
+    plain = randomise(build(), seed=7)
+    plain.load_state_dict(model.state_dict())
+    assert same(plain.state_dict().values(), kept.values())
+    with pytest.raises(RuntimeError, match="nothing was loaded"):
+        other.load_state_dict(kept | {"encoder.4.weight": torch.zeros(3, 3)})
+    assert same(other.state_dict().values(), kept.values())
+
+    # A sharded model is saved as the whole one is, byte by byte, by rank 0; so is one that all ranks hold.
+    everything_in_parts(parts := build())
+    parts.load_state_dict(kept)
+    for name, saved in (("sharded", model), ("parts", parts), ("plain", plain)):
+        saved.save_pretrained(folder / name)
+    dist.barrier()
+    for name in ("sharded", "parts"):
+        for file in ("model.safetensors", "config.json"):
+            assert (folder / name / file).read_bytes() == (folder / "plain" / file).read_bytes(), f"{name}/{file}"
+    assert json.loads((folder / "parts" / "config.json").read_text())["aggregator"]["type"] == "SequenceAggregator"
+    with pytest.raises(OSError, match=r"File exists"):
+        model.save_pretrained(folder / "full.pt")
+
+    # Evaluation looks at all of it.
+    register_forward_methods(model)
+    views, actions = sequence(batch=6, seed=9)
+    got, expected = (extract(m, ViewSequence(views, actions)) for m in (model, plain))
+    for name in ("z", "e", "target"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-6, rtol=1e-5)
+
+    # Our own checkpoints hold what is whole.
+    with pytest.raises(TypeError, match=r"model is sharded over ranks\. .* torch\.distributed\.checkpoint"):
+        Checkpoints(folder / "run", model=model, optimizer=optimizer).save(1)
+    with pytest.raises(TypeError, match=r"optimizer is sharded over ranks"):
+        Checkpoints(folder / "run", optimizer=optimizer).restore()
+    assert list((folder / "run" / "checkpoints").glob("step-*")) == []
+
+
+def laws(me: int, world: int, folder: Path) -> None:
     averages(me, world)
     methods(me, world)
+    files(me, world, folder)
 
 
-def test_a_sharded_model_is_averaged_as_a_whole_one_however_it_is_sharded() -> None:
-    on_ranks(laws)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_a_sharded_model_trains_is_called_saved_and_moved_as_a_whole_one(tmp_path: Path) -> None:
+    model = build()
+    save(tmp_path / "one", model, train(model, slice(None), range(2)))
+    on_ranks(laws, tmp_path)
+    model = randomise(build(), seed=8)
+    optimizer = load(tmp_path / "two", model)
+    weights, kept_moments = torch.load(tmp_path / "full.pt", weights_only=True)
+    assert same(model.state_dict().values(), weights.values())
+    assert same(moments(optimizer), kept_moments)
+    assert model.target.step == 3
+    again = SeqJEPA.from_pretrained(tmp_path / "sharded", encoder=build().encoder)
+    assert same(again.state_dict().values(), weights.values())

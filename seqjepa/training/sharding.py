@@ -16,12 +16,12 @@ METHODS = ("encode", "embed", "aggregate", "predict", "imagine")
 
 
 def register_forward_methods(model: Module) -> Module:
-    """Let `encode`, `embed`, `aggregate`, `predict`, `imagine` and the target of a sharded model be called by themselves.
+    """Let the methods of a sharded model be called: `encode`, `embed`, `aggregate`, `predict`, `imagine`, its target.
 
-    `fully_shard` gathers a module's weights when the module itself is called; its other methods would find shards. After
-    this they gather as a call does, once for the outermost: `imagine` and the model's own forward pass, which call the
-    others, gather no more than before. A gathering is a collective: call the same methods on all ranks. A model that is
-    not sharded, or only in its parts, which gather by themselves, stays as it is.
+    `fully_shard` gathers a module's weights when the module itself is called; its other methods would find shards.
+    After this they gather as a call does, once for the outermost: `imagine` and the model's own forward pass, which
+    call the others, gather no more than before. A gathering is a collective: call the same methods on all ranks. A
+    model that is not sharded, or only in its parts, which gather by themselves, stays as it is.
 
     Args:
         model: right after `fully_shard(model)`. A second call changes nothing.
@@ -46,7 +46,7 @@ def register_forward_methods(model: Module) -> Module:
     target = getattr(model, "target", None)
     for owner, name in [*places, *([(target, "forward")] if isinstance(target, nn.Module) else [])]:
         plain = getattr(owner, name)
-        model._gathering = plain  # type: ignore[assignment]
+        model._gathering = plain
         register_fsdp_forward_method(model, "_gathering")  # which puts a method that gathers in its place
         setattr(owner, name, _outermost(plain, model.__dict__.pop("_gathering"), inside))
     model.forward = _outermost(model.forward, model.forward, inside)
