@@ -143,8 +143,8 @@ def laws(me: int, world: int) -> None:
         (Peculiar(1, 2), Peculiar if me == 0 else RuntimeError, "1 and 2"),
         (ValueError(lambda: 0), ValueError if me == 0 else RuntimeError, "lambda"),
     ]
-    for error, expected, message in errors:
-        with pytest.raises(expected, match=message):
+    for error, kind, message in errors:
+        with pytest.raises(kind, match=message):
             on_rank_0(partial(fail, error))
 
 
