@@ -15,7 +15,8 @@ process group is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,7 +24,9 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["all_reduce", "awaited", "broadcast_object", "gather", "gather_objects", "rank", "world_size"]
+__all__ = [
+    "all_reduce", "awaited", "broadcast_object", "gather", "gather_objects", "on_rank_0", "rank", "world_size",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -146,6 +149,44 @@ def broadcast_object(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_rank_0(act: Callable[[], T]) -> T:
+    """Act on rank 0 while the others wait: what it returns is returned on all ranks, what it raises is raised on all.
+
+    Args:
+        act: takes nothing; returns what can be pickled.
+
+    Examples:
+        >>> on_rank_0(lambda: "written")
+        'written'
+    """
+    if world_size() == 1:
+        return act()
+    value: Any = None
+    problem: Exception | None = None
+    if rank() == 0:
+        try:
+            value = act()
+        except Exception as error:
+            problem = error
+    theirs, value = broadcast_object((None if problem is None else _told(problem), value))
+    if problem is not None:
+        raise problem
+    if theirs is not None:
+        kind, arguments = theirs
+        raise kind(*arguments)
+    return cast(T, value)
+
+
+def _told(problem: Exception) -> tuple[type[Exception], tuple[Any, ...]]:
+    """An error as another rank can raise it."""
+    try:
+        type(problem)(*problem.args)
+        pickle.dumps((type(problem), problem.args))
+    except Exception:  # whatever an error's own making asks for
+        return RuntimeError, (f"On rank 0: {type(problem).__name__}: {problem}",)
+    return type(problem), problem.args
 
 
 class _Sum(torch.autograd.Function):

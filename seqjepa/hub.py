@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from seqjepa._checks import plain_names, unwrap
 from seqjepa._files import move_into_place, staging_folder
+from seqjepa._shards import gathered, is_sharded, plain_type, sharded_as
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator, SinusoidalPositions
+from seqjepa.distributed import on_rank_0, rank
 from seqjepa.encoders import timm_encoder
 from seqjepa.functional import CosineSchedule, WarmupCosineSchedule
 from seqjepa.loss import CosineDistance, MSEDistance, SeqJEPALoss, SmoothL1Distance, VarianceCovariance
@@ -60,7 +62,8 @@ class PretrainedModule(nn.Module):
 
         Args:
             state_dict: from `state_dict()`. Where torch.compile or DistributedDataParallel wrapped the model or a part
-                of it then or now, the names they add (`module.`, `_orig_mod.`) make no difference.
+                of it then or now, the names they add (`module.`, `_orig_mod.`) make no difference. Nor does it whether
+                `fully_shard` shards the model then or now.
             strict: whether every weight must be there, and no other.
             assign: take the tensors themselves instead of copying them: for a model built on the meta device.
 
@@ -87,6 +90,9 @@ class PretrainedModule(nn.Module):
                 f"These weights are for another model; nothing was loaded. {len(shared)} of {len(ours)} names are "
                 f"known here, {len(theirs)} were given.\n  {shown}"
             )
+        for key in shared:
+            if key in given and (is_sharded(ours[key]) or is_sharded(given[key])):
+                given[key] = sharded_as(ours[key], given[key])
         return super().load_state_dict(given, strict, assign)
 
     def _under_our_names(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +134,9 @@ class PretrainedModule(nn.Module):
         old ones, and then take their places. A save that fails or is interrupted leaves what was there, and the next
         one clears away what it left. With `push_to_hub=True` the folder is whole before anything is uploaded.
 
+        Of several processes rank 0 writes, whoever calls; the others return at once. A model that is sharded over them
+        is gathered first: call it on all ranks then, and all return when the folder is there.
+
         Args:
             save_directory: the folder; made if missing.
             hub_options: handed to `huggingface_hub.ModelHubMixin`: `push_to_hub`, `repo_id` (the folder's name by
@@ -146,19 +155,23 @@ class PretrainedModule(nn.Module):
             4
         """
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         push = hub_options.pop("push_to_hub", False)
         repo_id = hub_options.pop("repo_id", folder.name)
-        with staging_folder(folder) as new:
-            _hub_class()(self).save_pretrained(new, repo_id=repo_id, **({} if push else hub_options))
-            os.chmod(new / WEIGHTS, (new / CONFIG).stat().st_mode)  # safetensors keeps it from everyone else
-            if (folder / CARD).exists():
-                (new / CARD).unlink()
-            move_into_place(new, folder)
+
+        def save(hub_model: Any) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with staging_folder(folder) as new:
+                hub_model.save_pretrained(new, repo_id=repo_id, **({} if push else hub_options))
+                os.chmod(new / WEIGHTS, (new / CONFIG).stat().st_mode)  # safetensors keeps it from everyone else
+                if (folder / CARD).exists():
+                    (new / CARD).unlink()
+                move_into_place(new, folder)
+
+        self._on_one_rank(save)
         return self.push_to_hub(repo_id, **hub_options) if push else None
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
-        """Upload the model to the Hugging Face Hub.
+        """Upload the model to the Hugging Face Hub; of several processes rank 0 does, as in `save_pretrained`.
 
         Args:
             repo_id: such as "me/seqjepa-3diebench".
@@ -167,7 +180,19 @@ class PretrainedModule(nn.Module):
         Returns:
             The address of the commit.
         """
-        return _hub_class()(self).push_to_hub(repo_id, **hub_options)
+        return self._on_one_rank(lambda hub_model: hub_model.push_to_hub(repo_id, **hub_options))
+
+    def _on_one_rank(self, act: Callable[[Any], Any]) -> Any:
+        """Act on the whole model on rank 0. Where that takes all ranks, the others wait; else they go on at once."""
+        state = self.state_dict()
+        if not any(is_sharded(value) for value in state.values()):
+            return act(_hub_class()(self, state)) if rank() == 0 else None
+        whole = {}
+        for name, value in state.items():  # one after another: only rank 0 keeps them, where memory is not scarce
+            tensor = gathered(value)
+            if rank() == 0:
+                whole[name] = tensor.cpu()
+        return on_rank_0(lambda: act(_hub_class()(self, whole)))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Self:
@@ -204,9 +229,8 @@ def _hub_class() -> Any:
         ModelHubMixin, library_name="seqjepa", license="mit", tags=["seq-jepa", "world-model"],
         paper_url="https://arxiv.org/abs/2505.03176",
     ):  # fmt: skip
-        def __init__(self, model: Any = None) -> None:
+        def __init__(self, model: Any, state: Mapping[str, Tensor]) -> None:
             self.model = model
-            state = model.state_dict()
             # A clone each: safetensors takes neither shared storage nor other layouts.
             self.tensors = {
                 name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -331,10 +355,11 @@ def _describe(part: Any) -> Any:
         return part
     if isinstance(part, nn.Module) and isinstance(spec := getattr(part, "timm_spec", None), Mapping):
         return {"type": "timm", **spec} if _is_json(spec) and not _reaches_out(spec) else None
-    if KNOWN.get(type(part).__name__) is not type(part):
+    kind = plain_type(part)
+    if KNOWN.get(kind.__name__) is not kind:
         return None
-    described: dict[str, Any] = {"type": type(part).__name__}
-    for name in _arguments(type(part)):
+    described: dict[str, Any] = {"type": kind.__name__}
+    for name in _arguments(kind):
         value = getattr(part, "buffer_mode" if name == "buffers" else name)  # nn.Module owns the name `buffers`
         described[name] = _describe(value)
         if described[name] is None and value is not None:

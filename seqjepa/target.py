@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from seqjepa._checks import plain_names, unwrap, weight_of
 from seqjepa._modes import autocast, fresh_casts
+from seqjepa._shards import held, is_sharded, reshard, sharded_as
 from seqjepa.encoders import encode_views
 from seqjepa.functional import CosineSchedule
 
@@ -54,7 +55,7 @@ class EMATarget(nn.Module):
 
     Raises:
         ValueError: a momentum outside [0, 1]; unknown `buffers`; an encoder that has not made its weights yet (lazy
-            modules); at an update, an encoder with weights of other names or shapes.
+            modules), or is sharded already; at an update, an encoder with weights of other names or shapes.
         TypeError: an encoder that cannot be copied.
 
     Source:
@@ -120,11 +121,14 @@ class EMATarget(nn.Module):
         """Move one step towards `encoder`, by the momentum of this step: call it after each optimiser step.
 
         Args:
-            encoder: the online encoder, compiled or wrapped in DistributedDataParallel or not.
+            encoder: the online encoder, compiled or wrapped in DistributedDataParallel or not. It, the copy or both may
+                be sharded by `fully_shard`, alike or not; call it on all ranks then. Whole weights that a pass without
+                a backward left in the place of shards are given back first.
 
         Raises:
-            ValueError: its parameters or buffers are not those of the copy.
+            ValueError: its parameters or buffers are not those of the copy; FullyShardedDataParallel.
         """
+        reshard(self.encoder, encoder)
         momentum = self._momentum()
         averaged: list[tuple[Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
@@ -237,6 +241,11 @@ def _copied(encoder: nn.Module) -> Any:
             "The target is a copy of the encoder, which has lazy modules that have not made their weights yet. Encode "
             "one batch first, or build the model with SeqJEPA.from_encoder, which does."
         )
+    if any(is_sharded(parameter) for parameter in encoder.parameters()):
+        raise ValueError(
+            "The target is a copy of the encoder, whose weights are sharded over ranks already. Build the model first, "
+            "and call fully_shard after."
+        )
     registries = [getattr(module, name) for module in encoder.modules() for name in (*HOOKS, *HOOK_FLAGS)]
     memo: dict[int, Any] = {id(registry): type(registry)() for registry in registries}  # hooks are not copied with it
     try:
@@ -317,7 +326,7 @@ def _pairs(kind: str, mine: nn.Module, theirs: nn.Module) -> list[tuple[str, tup
             raise ValueError(
                 f"Target and encoder must lie on one device; got {t.device} and {o.device}. Move the target with .to()."
             )
-    return list(pairs.values())
+    return [(name, (held(t), held(sharded_as(t, o)))) for name, (t, o) in pairs.values()]
 
 
 def _tensors(kind: str, module: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from seqjepa import SeqJEPALoss, VarianceCovariance
-from seqjepa.distributed import all_reduce, awaited, broadcast_object, gather, gather_objects, rank, world_size
+from seqjepa.distributed import (
+    all_reduce,
+    awaited,
+    broadcast_object,
+    gather,
+    gather_objects,
+    on_rank_0,
+    rank,
+    world_size,
+)
 from tests.ranks import on_ranks
 
 
@@ -71,6 +81,17 @@ def contrastive(z: Tensor, x: Tensor, share: slice) -> Tensor:
     return (y @ y.T).logsumexp(1).mean() - y.square().mean()
 
 
+class Peculiar(Exception):
+    """Made of other arguments than it keeps."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
 def laws(me: int, world: int) -> None:
     assert (rank(), world_size()) == (me, world)
 
@@ -124,6 +145,17 @@ def laws(me: int, world: int) -> None:
     assert gather_objects({"rank": me}) == [{"rank": 0}, {"rank": 1}]
     assert broadcast_object(f"rank {me}") == "rank 0"
 
+    # What rank 0 does for all: its value and its error reach all, whatever the error is made of.
+    assert on_rank_0(lambda: f"rank {me}") == "rank 0"
+    errors: list[tuple[Exception, type[Exception], str]] = [
+        (FileNotFoundError(2, "not there"), FileNotFoundError, "not there"),
+        (Peculiar(1, 2), Peculiar if me == 0 else RuntimeError, "1 and 2"),
+        (ValueError(lambda: 0), ValueError if me == 0 else RuntimeError, "lambda"),
+    ]
+    for error, kind, message in errors:
+        with pytest.raises(kind, match=message):
+            on_rank_0(partial(fail, error))
+
 
 def test_two_ranks_of_a_share_each_are_one_process_with_all_rows() -> None:
     on_ranks(laws)
@@ -136,6 +168,7 @@ def test_one_process_is_the_identity() -> None:
     assert gather(x, rows=[4]) is x
     assert gather_objects(3) == [3]
     assert broadcast_object(3) == 3
+    assert on_rank_0(lambda: 3) == 3
     assert (rank(), world_size()) == (0, 1)
 
 

@@ -1,19 +1,24 @@
 """What the pages say runs: every python block of the README and the docs, page by page."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MANY = ROOT / "docs" / "guides" / "many-gpus.md"  # of which torchrun makes sense
 
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p) and p != MANY], ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_python_block_of_a_page_runs_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -21,6 +26,17 @@ def test_every_python_block_of_a_page_runs_in_order(
     namespace: dict[str, object] = {"__name__": "page"}
     for index, block in enumerate(blocks(page)):
         exec(compile(block, f"{page.name} block {index + 1}", "exec"), namespace)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="fully_shard runs on CPUs since torch 2.7")
+def test_the_page_on_many_gpus_runs_on_two_processes(tmp_path: Path) -> None:
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks(MANY)), encoding="utf-8")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend=c10d"]
+    command = [sys.executable, *torchrun, "--rdzv-endpoint=127.0.0.1:0", "--", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_readme_has_a_loop_that_runs() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from seqjepa._checks import check_axes
 from seqjepa.evaluation._coordinates import are_elements, unit_rotations
 from seqjepa.evaluation._frozen import call, evaluating, modules_of, to_weights, unwrapped, widened
 from seqjepa.evaluation._loaders import batches, check_given, check_sequence_sources
+from seqjepa.evaluation._ranks import Shares
 from seqjepa.groups import Group
 from seqjepa.types import ViewSequence
 
@@ -92,10 +93,7 @@ class Features:
             raise ValueError(f"count is a number of sequences, at least 1; got {count}.")
         if count >= len(self.z):
             return self
-        rows = drawn_rows(self, count, seed)
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pictures", "pictured")}
-        cut: dict[str, Any] = {name: x[rows] for name, x in known.items() if isinstance(x, Tensor)}
-        return replace(self, pictures=None, pictured=None, **cut)
+        return _rows(self, drawn_rows(self, count, seed))
 
     def from_first(self) -> Float[Tensor, "N V A"]:
         """The action that leads from the first view to each, by composition of the actions between; needs a group."""
@@ -116,6 +114,13 @@ class Features:
         assert self.group is not None
         rows = torch.arange(len(along), device=along.device)
         return self.group.compose(self.group.inverse(along[rows, i]), along[rows, j])
+
+
+def _rows(features: Features, rows: Int[Tensor, "M"] | slice) -> Features:
+    """Some of the sequences, without pictures."""
+    known = {f.name: getattr(features, f.name) for f in fields(features) if f.name not in ("pictures", "pictured")}
+    cut: dict[str, Any] = {name: x[rows] for name, x in known.items() if isinstance(x, Tensor)}
+    return replace(features, pictures=None, pictured=None, **cut)
 
 
 def drawn_rows(features: Features, count: int, seed: int) -> Int[Tensor, "M"]:
@@ -153,6 +158,7 @@ def extract(
     autocast: torch.dtype | None = torch.bfloat16,
     sources: Int[Tensor, "N"] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    over_ranks: bool = False,
 ) -> Features:
     """Encode every view once, in eval mode and without gradient.
 
@@ -170,6 +176,10 @@ def extract(
         sources: integers, which source each sequence shows, in the order in which they come: for several sequences of
             one source. Without them each sequence counts as a source of its own.
         progress: wraps the batches, such as `tqdm.tqdm`.
+        over_ranks: with torch.distributed, each rank encodes its share of the batches, every W-th, and all get all
+            features, those of one process, in their order. Give every rank all sequences, alike: a `ViewLoader` with
+            `rank=0, world_size=1` (it makes all views on each rank, of which each encodes its share). What goes wrong
+            on one rank is raised on all. Without it each rank works by itself, and encodes all that it is given.
 
     Returns:
         [`Features`][seqjepa.evaluation.Features], on the device of the model's weights (or of the views).
@@ -177,7 +187,7 @@ def extract(
     Raises:
         ValueError: no sequences; features that are not finite; sequences that differ in length, or in what is known;
             labels or sources of another number than the sequences; a loader that leaves items out (`drop_last`, or one
-            rank's share), or with `sources` one that shuffles them.
+            rank's share), or with `sources` one that shuffles them; with `over_ranks`, other sequences on other ranks.
         TypeError: labels that are no integers.
 
     Examples:
@@ -193,15 +203,26 @@ def extract(
     check_given(sequences, sources)
     model = unwrapped(model)
     given = list(batches(sequences, batch_size)) if isinstance(sequences, ViewSequence) else sequences
-    parts, pictures = [], _Pictures()
-    with evaluating(model, getattr(model, "encode", None)):
+    shares, pictures = Shares(over_ranks), _Pictures()
+
+    def cut() -> Iterator[ViewSequence]:
         for sequence in given if progress is None else progress(given):
             for batch in batches(sequence, batch_size):
-                parts.append(_extract_one(model, batch, autocast))
                 pictures.offer(batch.views)
-    if not parts:
-        raise ValueError("There is nothing to evaluate: the sequences are empty. Give at least one ViewSequence.")
-    features = replace(_joined(parts), pictures=pictures.views(), pictured=pictures.rows())
+                yield batch
+
+    def encode() -> Features:
+        parts = []
+        with evaluating(model, getattr(model, "encode", None)):
+            for batch, counts in shares.of(cut()):
+                part = _extract_one(model, batch, autocast)
+                parts.append(part if counts else _rows(part, slice(0)))
+        if not parts:
+            raise ValueError("There is nothing to evaluate: the sequences are empty. Give at least one ViewSequence.")
+        return _joined(parts)
+
+    features = _with_elements_that_fit(shares.joined(encode))
+    features = replace(features, pictures=pictures.views(), pictured=pictures.rows())
     if sources is None:
         return features
     check_sequence_sources(sources, len(features.z))
@@ -323,10 +344,15 @@ def _joined(parts: list[Features]) -> Features:
         return None if values[0] is None else torch.cat(values)
 
     tensors: dict[str, Any] = {name: cat(name) for name in ("z", "actions", "e", "target", "labels", "elements")}
-    elements, group = tensors["elements"], first.group
-    if elements is not None and group is not None and not are_elements(group, elements, tensors["actions"]):
-        tensors["elements"] = None  # such as a crop in pixels, where actions are in sides of the image
-    return Features(group=group, **tensors)
+    return Features(group=first.group, **tensors)
+
+
+def _with_elements_that_fit(features: Features) -> Features:
+    """Without elements where their differences are not the actions, as of a crop in pixels."""
+    elements, group = features.elements, features.group
+    if elements is None or group is None or are_elements(group, elements, features.actions):
+        return features
+    return replace(features, elements=None)  # actions are in sides of the image
 
 
 def aggregate_states(

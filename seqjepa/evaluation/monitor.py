@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seqjepa._checks import check_floating, check_tensor
+from seqjepa.distributed import gather
 from seqjepa.evaluation._statistics import plain_arithmetic
 from seqjepa.evaluation.collapse import (
     cross_cosine,
@@ -158,6 +159,9 @@ class Monitor:
         history: reports kept in `.history`, the latest.
         rows: rows looked at, the first of the batch; bounds the cost.
         thresholds: where the verdict turns.
+        over_ranks: look at the rows of all ranks together, with torch.distributed: what is given is gathered when it is
+            due, rank 0's rows first, and every rank makes the report that one process would of the whole batch. Call
+            it on all ranks. The drift is the largest of the ranks'. Without it each rank reports on its own rows.
 
     Raises:
         ValueError: a setting below 1; nothing to look at; shapes that do not fit.
@@ -173,13 +177,14 @@ class Monitor:
     """
 
     def __init__(
-        self, every: int = 100, *, history: int = 1000, rows: int = 2048, thresholds: Thresholds | None = None
-    ) -> None:
+        self, every: int = 100, *, history: int = 1000, rows: int = 2048, thresholds: Thresholds | None = None,
+        over_ranks: bool = False,
+    ) -> None:  # fmt: skip
         if every < 1 or history < 1 or rows < 2:
             raise ValueError(
                 f"every and history must be at least 1, and rows at least 2; got {every}, {history} and {rows}."
             )
-        self.every, self.rows = every, rows
+        self.every, self.rows, self.over_ranks = every, rows, over_ranks
         self.thresholds = Thresholds() if thresholds is None else thresholds
         self.step = 0
         self.history: deque[MonitorReport] = deque(maxlen=history)
@@ -256,11 +261,14 @@ class Monitor:
         """The first rows, detached, in float32 or wider; whole sources of z."""
         check_tensor(name, x)
         check_floating(name, x)
-        if x.ndim not in ((2, 3) if name == "z" else (2,)) or x.shape[0] < 2 or 0 in x.shape:
+        well_formed = x.ndim in ((2, 3) if name == "z" else (2,)) and 0 not in x.shape[1:]
+        most = max(2, self.rows // (x.shape[1] if x.ndim == 3 else 1)) if well_formed else 0
+        if well_formed and self.over_ranks:
+            x = gather(x.detach()[:most])
+        if not well_formed or len(x) < 2:
             axes = "(B, T, D) or (B, D)" if name == "z" else "(B, D)"
             raise ValueError(f"{name} must be {axes} with B at least 2; got shape {tuple(x.shape)}.")
-        views = x.shape[1] if x.ndim == 3 else 1
-        return x.detach()[: max(2, self.rows // views)].to(torch.promote_types(x.dtype, torch.float32))
+        return x.detach()[:most].to(torch.promote_types(x.dtype, torch.float32))
 
     def _report(
         self, tensors: dict[str, Tensor], encoder: nn.Module | None, target_encoder: nn.Module | None
@@ -275,7 +283,8 @@ class Monitor:
             if "prediction" in tensors:
                 values["gap"], values["gap_error"] = gap_of(tensors["prediction"], tensors["target"])
             if encoder is not None and target_encoder is not None:
-                values["drift"] = drift_of(encoder, target_encoder).to(device)
+                apart = drift_of(encoder, target_encoder).to(device)
+                values["drift"] = gather(apart[None]).amax() if self.over_ranks else apart  # NaN of one is NaN of all
             numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
         broken = sorted({SOURCE.get(key, key.partition(".")[0]) for key in values if not math.isfinite(numbers[key])})
         if broken:

@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from seqjepa._checks import unwrap
 from seqjepa._files import flush
-from seqjepa.distributed import broadcast_object, gather_objects, rank, world_size
+from seqjepa._shards import is_sharded
+from seqjepa.distributed import gather_objects, on_rank_0, rank, world_size
 from seqjepa.training._lock import hold, owner, release
 from seqjepa.training._settings import as_built, keep_new_settings, set_rates
 
@@ -100,7 +101,7 @@ class Checkpoints:
         self._folder = Path(folder) / "checkpoints"
         self._may_save = False  # not before it is known that nothing is there, or what is there was restored
         self._not_whole: set[Path] = set()
-        _agree(self._open)
+        on_rank_0(self._open)
 
     def restore(self) -> int:
         """Go on from the newest whole checkpoint, on every rank.
@@ -113,8 +114,10 @@ class Checkpoints:
         Raises:
             ValueError: a checkpoint of something else: other names, another model, a loader with other settings. Then
                 nothing is loaded.
+            TypeError: a model that is sharded over ranks.
         """
-        found, notes = broadcast_object(self._newest_whole() if rank() == 0 else (None, []))
+        self._check_whole()
+        found, notes = on_rank_0(self._newest_whole)
         step = 0
         if found is not None:
             step, changes = self._load(found)
@@ -133,21 +136,35 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; the one before is still there and nothing else is.
             ValueError: a step below one that is saved already, or a folder with checkpoints that were not restored.
-            TypeError: state that could not be read back safely.
+            TypeError: state that could not be read back safely; a model that is sharded over ranks.
         """
         step = operator.index(step)
+        self._check_whole()
         states = {name: thing.state_dict() for name, thing in self._things.items() if self._is_kept(thing)}
         each = gather_objects({k: _on_cpu(v) for k, v in states.items() if not self._is_shared(k)})
         content = {
             "format": FORMAT, "step": step, "built": self._built, "ranks": each,
             "shared": {k: v for k, v in states.items() if self._is_shared(k)},
         }  # fmt: skip
-        _agree(lambda: self._write(step, content))
+        on_rank_0(lambda: self._write(step, content))
         self.latest = self._file(step)
 
     def close(self) -> None:
         """Let another process have the folder. The end of this one does so too."""
         release(self._folder, self)
+
+    def _check_whole(self) -> None:
+        """Raise where a rank holds only shards of a model or of what its optimiser moves."""
+        for name, thing in self._things.items():
+            groups = thing.param_groups if isinstance(thing, Optimizer) else []
+            weights = [p for group in groups for p in group["params"]]
+            if isinstance(thing, nn.Module):
+                weights = list(thing.state_dict().values())  # not parameters(), which a pass may have made whole
+            if any(is_sharded(weight) for weight in weights):
+                raise TypeError(
+                    f"{name} is sharded over ranks. Save a sharded model and its optimiser by "
+                    "torch.distributed.checkpoint, as the guide to many GPUs shows, and the rest by Checkpoints."
+                )
 
     def _is_shared(self, name: str) -> bool:
         return isinstance(self._things[name], REPLICATED)
@@ -281,23 +298,6 @@ class Checkpoints:
         self._may_save = True
 
 
-def _agree(act: Any) -> None:
-    """Act on rank 0 while the others wait; what goes wrong is raised on all."""
-    problem = None
-    if rank() == 0:
-        try:
-            act()
-        except Exception as error:
-            problem = error
-    if world_size() > 1:
-        theirs = broadcast_object(None if problem is None else (type(problem), problem.args))
-        if theirs is not None and problem is None:
-            kind, arguments = theirs
-            raise kind(*arguments)
-    if problem is not None:
-        raise problem
-
-
 def _read(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         bad = archive.testzip()  # torch.load does not look at the checksums
@@ -329,8 +329,7 @@ def _unsafe(value: Any, where: str) -> str | None:
     elif type(value) in (list, tuple, set):
         entries = list(enumerate(value))
     else:
-        way = " Shards are saved by torch.distributed.checkpoint." if type(value).__name__ == "DTensor" else ""
-        return f"{where.strip('.')} is a {type(value).__module__}.{type(value).__qualname__}.{way}".rstrip(".")
+        return f"{where.strip('.')} is a {type(value).__module__}.{type(value).__qualname__}"
     for key, entry in entries:
         unsafe = _unsafe(entry, f"{where}.{key}")
         if unsafe:
