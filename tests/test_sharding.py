@@ -295,7 +295,10 @@ def files(me: int, world: int, folder: Path) -> None:
     parts.load_state_dict(kept)
     for name, saved in (("sharded", model), ("parts", parts), ("plain", plain)):
         saved.save_pretrained(folder / name)
+    if me == 1:
+        plain.save_pretrained(folder / "not by rank 1")
     dist.barrier()
+    assert not (folder / "not by rank 1").exists()
     for name in ("sharded", "parts"):
         assert content(folder / name) == content(folder / "plain"), name
     assert json.loads((folder / "parts" / "config.json").read_text())["aggregator"]["type"] == "SequenceAggregator"

@@ -319,3 +319,26 @@ def test_torchrun_restarts_two_processes_until_the_run_is_done(tmp_path: Path) -
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+
+@pytest.mark.nightly
+def test_a_rank_that_dies_takes_the_run_down_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    script = tmp_path / "dying.py"
+    script.write_text(DYING.format(tests=str(ROOT / "tests"), examples=str(ROOT / "examples")))
+    options = [
+        *SMALL,
+        "--steps",
+        "100000",
+        "--batch-size",
+        "4",
+        "--checkpoint-every",
+        "2",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    torchrun = [*TORCHRUN[:-1], "0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--"]
+    # The run would take hours, and the process group waits for half an hour.
+    result = subprocess.run([*torchrun, str(script), *options], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode != 0
+    assert "Signal 9 (SIGKILL)" in result.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002.pt"]
