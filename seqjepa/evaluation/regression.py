@@ -30,6 +30,7 @@ from seqjepa.groups import Rotation3D
 __all__ = ["Regression", "RotationError", "regression_r2", "rotation_error"]
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+NOISE = 1e-12  # share of a sum of squares below which what is left of a difference is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,6 +365,7 @@ class _Scores:
         """(R, 3K + 1) sums → R² per output (R, K), and pooled (R,)."""
         n, total, squares, errors = sums.split([1, *[self.outputs] * 3], dim=1)
         spread = squares - total.square() / n
+        spread = spread.where(spread > NOISE * squares, 0)  # of rows that are alike: no R², not an endless one
         centre = total / n + self.offset
         between = (centre - centre.mean(1, keepdim=True)).square().sum(1)
         pooled_spread = spread.sum(1) + n[:, 0] * between

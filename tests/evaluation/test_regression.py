@@ -220,6 +220,14 @@ def test_sources_make_the_interval_honest() -> None:
     assert named.pooled_interval.low < named.pooled < named.pooled_interval.high
 
 
+def test_resamples_of_rows_that_are_alike_give_the_interval_no_r2_beyond_one() -> None:
+    x, y, tx, _ = linear_data()
+    rare = 1e3 + torch.eye(40)[:, :1]  # one row in 40: it is in two resamples of three
+    got = regression_r2(x, 1e3 + y[:, :1], tx[:40], rare, hidden=())
+    for interval, value in ((got.interval, got.mean), (got.pooled_interval, got.pooled)):
+        assert interval.low <= value <= interval.high <= 1
+
+
 @pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
 def test_one_seed_one_result_whatever_the_caller_works_under(settings: dict[str, Any]) -> None:
     x, y, tx, ty = curved_data(300)

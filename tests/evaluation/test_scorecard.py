@@ -439,6 +439,12 @@ def test_no_file_of_the_evaluation_imports_itself_through_others() -> None:
     assert "_results" in graph["_figure"]
 
 
+def test_the_figure_of_one_test_sequence_is_drawn() -> None:
+    train, test = (ViewSequence(torch.rand(n, 3, 3, 8, 8), *world(n, 3)[1:]) for n in (20, 1))
+    card = card_of(tiny_model(action_dim=4), train, test)
+    assert any("PCA" in axis.get_title() for axis in card.figure().axes)
+
+
 @pytest.mark.parametrize("setting", ["device", "dtype"])
 def test_a_card_does_not_depend_on_torch_s_defaults(setting: str) -> None:
     model = tiny_model(action_dim=4)
