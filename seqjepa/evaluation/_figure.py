@@ -144,8 +144,8 @@ def _planes(figure: Any, card: Results) -> None:
     for index, (name, x) in enumerate((("z", card.test.z[:, 0]), ("state", card.states))):
         by_class, by_pose = axes[index], axes[2 + index]
         if x is None:
-            _absent(by_class, "no state: an encoder alone")
-            _absent(by_pose, "no state: an encoder alone")
+            for axis in (by_class, by_pose):
+                _absent(axis, f"no states: {card.skipped.get('states', '')}")
             continue
         points, how = _project(x[rows])
         if labels is None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from seqjepa._checks import check_tensor
 from seqjepa.evaluation._inputs import check_integers
 from seqjepa.types import ViewSequence
 
@@ -83,6 +84,7 @@ def check_sequence_labels(sequence: ViewSequence) -> None:
     labels = sequence.labels
     if labels is None:
         return
+    check_tensor("labels", labels)
     if labels.shape != sequence.views.shape[:1]:
         raise ValueError(
             f"labels must be (B,), one for each of the {len(sequence.views)} sequences; got shape "

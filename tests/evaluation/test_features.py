@@ -382,6 +382,7 @@ def test_all_that_a_loader_holds_is_measured(loader: Any, named: bool) -> None:
     ("labels", "sources", "error", "message"),
     [
         (torch.zeros(4), None, TypeError, "labels must be the class of each sequence, as integers; got torch.float32"),
+        ([0, 1, 0, 1], None, TypeError, "labels must be a torch.Tensor; got list"),
         (torch.arange(3), None, ValueError, r"labels must be \(B,\), .* 4 sequences"),
         (torch.arange(4)[:, None], None, ValueError, r"labels must be \(B,\)"),
         (None, torch.arange(3), ValueError, "one for each of the 4 sequences"),
