@@ -14,7 +14,7 @@ from seqjepa.types import ViewSequence
 
 __all__ = ["batches", "check_given", "known_sequences"]
 
-ORDER = {"length", "batch_size", "drop_last", "shuffle", "world_size"}  # of a ViewLoader's state
+ORDER = {"epoch", "batch", "length", "batch_size", "drop_last", "shuffle", "world_size"}  # of a ViewLoader's state
 
 
 def known_sequences(sequences: Any) -> list[ViewSequence] | None:
@@ -42,6 +42,11 @@ def check_given(sequences: Any, sources: Tensor | None = None) -> None:
     elif isinstance(state := _state(sequences), Mapping) and state.keys() >= ORDER:
         dropped = state["length"] % state["batch_size"] if state["drop_last"] else 0
         ranks, shuffled = state["world_size"], bool(state["shuffle"])
+        if state["batch"]:
+            raise ValueError(
+                f"This loader stands in the middle of an epoch, at batch {state['batch']}; what comes before would never "
+                f"be measured. Begin an epoch with set_epoch({state['epoch']})."
+            )
     else:
         return
     if ranks > 1:

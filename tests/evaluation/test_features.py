@@ -359,6 +359,17 @@ def test_a_loader_that_would_leave_sequences_out_is_refused(loader: Any, named: 
         extract(lambda v: pytest.fail("encoded before it was checked"), loader(), sources=sources)
 
 
+def test_a_loader_in_the_middle_of_an_epoch_is_refused_until_it_begins_one() -> None:
+    first, resumed = (ViewLoader(IMAGES, twice, batch_size=5) for _ in range(2))
+    running = iter(first)
+    next(running)
+    resumed.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"middle of an epoch, at batch 1; .* Begin an epoch with set_epoch\(0\)"):
+        extract(flat, resumed)
+    resumed.set_epoch(0)
+    assert len(extract(flat, resumed).z) == 10
+
+
 @pytest.mark.parametrize(
     ("loader", "named"),
     [
