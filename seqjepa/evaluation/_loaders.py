@@ -44,8 +44,8 @@ def check_given(sequences: Any, sources: Tensor | None = None) -> None:
         ranks, shuffled = state["world_size"], bool(state["shuffle"])
         if state["batch"]:
             raise ValueError(
-                f"This loader stands in the middle of an epoch, at batch {state['batch']}; what comes before would never "
-                f"be measured. Begin an epoch with set_epoch({state['epoch']})."
+                f"This loader stands in the middle of an epoch, at batch {state['batch']}; what comes before it would "
+                f"never be measured. Begin an epoch with set_epoch({state['epoch']})."
             )
     else:
         return

@@ -313,6 +313,12 @@ def test_chance_is_that_of_other_rows() -> None:
     few = Rotation3D.random(5, generator=g)
     pairs = [math.degrees(Rotation3D().distance(few[i], few[j])) for i in range(5) for j in range(5) if i != j]
     assert rotation_error(few, few).chance == pytest.approx(sum(pairs) / 20, abs=1e-3)
+    named = rotation_error(
+        few.repeat(3, 1), few.repeat(3, 1), sources=torch.arange(5).repeat(3)
+    )  # no pose meets itself
+    assert named.chance == pytest.approx(sum(pairs) / 20, abs=1e-3)
+    assert math.isnan(rotation_error(few, few, sources=torch.zeros(5, dtype=torch.long)).chance)
+    assert math.isnan(rotation_error(few[:1], few[:1]).chance)
 
 
 def test_wrong_rotations_are_refused() -> None:
