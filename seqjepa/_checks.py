@@ -119,7 +119,8 @@ def _wraps(module: nn.Module) -> str | None:
     """The name under which a wrapper keeps what it wraps; None for any other module."""
     if is_compiled(module):
         return "_orig_mod"
-    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+    # Two questions: torch 2.6 cannot compile a union of types.
+    if isinstance(module, nn.parallel.DistributedDataParallel) or isinstance(module, nn.DataParallel):  # noqa: SIM101
         return "module"
     checkpointing = sys.modules.get("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
     if checkpointing is not None and isinstance(module, checkpointing.ActivationWrapper):
