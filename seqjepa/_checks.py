@@ -91,9 +91,10 @@ def _meet(tensor: Tensor, weight: Tensor) -> bool:
 
 
 def _other_dtype(name: str, tensor: Tensor, weight: Tensor) -> TypeError:
+    otherwise = ", or run under torch.autocast" if _meet(tensor, weight) else ""  # which leaves float64 as it is
     return TypeError(
         f"{name} must have the dtype of the weights, {weight.dtype}; got {tensor.dtype}. "
-        f"Convert with {name}.to({weight.dtype}), or run under torch.autocast."
+        f"Convert with {name}.to({weight.dtype}){otherwise}."
     )
 
 
@@ -108,23 +109,30 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` and DistributedDataParallel wrappers, if there are any."""
-    while True:
-        if is_compiled(module):
-            module = cast(nn.Module, module._orig_mod)
-        elif isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        else:
-            return module
+    """The module inside the wrappers of compiling, parallel training and checkpointing, if there are any."""
+    while (name := _wraps(module)) is not None:
+        module = cast(nn.Module, getattr(module, name))
+    return module
+
+
+def _wraps(module: nn.Module) -> str | None:
+    """The name under which a wrapper keeps what it wraps; None for any other module."""
+    if is_compiled(module):
+        return "_orig_mod"
+    # Two questions: torch 2.6 cannot compile a union of types.
+    if isinstance(module, nn.parallel.DistributedDataParallel) or isinstance(module, nn.DataParallel):  # noqa: SIM101
+        return "module"
+    checkpointing = sys.modules.get("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    if checkpointing is not None and isinstance(module, checkpointing.ActivationWrapper):
+        return "_checkpoint_wrapped_module"
+    return None
 
 
 def plain_names(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The names of weights without what `torch.compile` and DistributedDataParallel wrappers put into them."""
-    wrappers = [  # inner ones first, so that the outer parts of a name are still as they were
-        f"{name}.{'_orig_mod' if is_compiled(module) else 'module'}.".lstrip(".")
-        for name, module in model.named_modules(remove_duplicate=False)
-        if is_compiled(module) or isinstance(module, nn.parallel.DistributedDataParallel)
-    ][::-1]
+    """The names of weights without what wrappers of compiling, parallel training and checkpointing put into them."""
+    inside = [(name, _wraps(module)) for name, module in model.named_modules(remove_duplicate=False)]
+    # Inner ones first, so that the outer parts of a name are still as they were.
+    wrappers = [f"{name}.{inner}.".lstrip(".") for name, inner in inside if inner is not None][::-1]
     plain = []
     for name in names:
         for wrapper in wrappers:

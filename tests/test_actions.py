@@ -127,7 +127,10 @@ def test_another_dtype_or_device_is_refused() -> None:
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3, device="meta"))
     with pytest.raises(TypeError, match=r"weights, torch\.bfloat16; got torch\.float32.*or run under torch\.autocast"):
         ActionEmbedder(3, 8).bfloat16()(torch.randn(2, 5, 3))
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"got torch\.float64"):
+    with (
+        torch.autocast("cpu", torch.bfloat16),  # which leaves float64 as it is, so the way out is another
+        pytest.raises(TypeError, match=r"got torch\.float64\. Convert with actions\.to\(torch\.float32\)\.$"),
+    ):
         ActionEmbedder(3, 8)(torch.randn(2, 5, 3).double())
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from seqjepa import CosineSchedule, EMATarget, StopGradientTarget
 from tests.builders import TinyEncoder, randomise
@@ -198,6 +199,22 @@ def test_a_compiled_encoder_is_copied_plain_and_followed() -> None:
         encoder.conv1.weight.add_(1)
     target.update(compiled)
     torch.testing.assert_close(target.encoder.conv1.weight, before + 0.5)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_encoder_in_any_wrapper_is_copied_plain_and_followed(before: bool) -> None:
+    def wrapped() -> nn.Module:
+        compiled: Any = torch.compile(encoder[1], backend="eager")
+        return nn.DataParallel(nn.Sequential(checkpoint_wrapper(encoder[0]), compiled))
+
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    target = EMATarget(wrapped() if before else encoder, momentum=0.0)
+    assert [name for name, _ in target.encoder.named_parameters()] == [name for name, _ in encoder.named_parameters()]
+    randomise(encoder, seed=1)
+    for online in (encoder, wrapped()):
+        target.update(online)
+        for mine, theirs in zip(target.encoder.parameters(), encoder.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_each_weight_follows_its_own_whatever_the_order() -> None:

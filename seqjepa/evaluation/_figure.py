@@ -115,7 +115,8 @@ def _project(x: Float[Tensor, "N D"]) -> tuple[Any, str]:
         return umap.UMAP(random_state=0).fit_transform(x.numpy()), "UMAP"
     centred = (x - x.mean(dim=0)).double()
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    projected = centred @ directions[:2].T
+    projected = torch.zeros(len(x), 2, dtype=torch.float64, device="cpu")  # of one row, or one number, no plane
+    projected[:, : len(directions)] = centred @ directions[:2].T
     share = projected.square().sum() / centred.square().sum().clamp(min=1e-30)
     return projected.numpy(), f"PCA, {100 * share:.0f} % of the variance"
 
@@ -143,8 +144,8 @@ def _planes(figure: Any, card: Results) -> None:
     for index, (name, x) in enumerate((("z", card.test.z[:, 0]), ("state", card.states))):
         by_class, by_pose = axes[index], axes[2 + index]
         if x is None:
-            _absent(by_class, "no state: an encoder alone")
-            _absent(by_pose, "no state: an encoder alone")
+            for axis in (by_class, by_pose):
+                _absent(axis, f"no states: {card.skipped.get('states', '')}")
             continue
         points, how = _project(x[rows])
         if labels is None:

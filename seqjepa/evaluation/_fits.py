@@ -18,6 +18,7 @@ from seqjepa.evaluation._coordinates import (
 from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.regression import Regression, regression_r2, rotation_error
 from seqjepa.groups import Group
+from seqjepa.groups.base import FixedGroup
 
 __all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress"]
 
@@ -61,12 +62,20 @@ class Rows:
     source: Int[Tensor, "N"]
 
 
-def group_of(features: Features) -> Group:
-    """The group of the actions, or an error that asks for it."""
-    if features.group is None:
-        features.from_first()  # raises
-    assert features.group is not None
-    return features.group
+def group_of(features: Features, *others: Features) -> Group:
+    """The group of the actions, or an error that asks for it, or for one group of all."""
+    for each in (features, *others):
+        if each.group is None:
+            each.from_first()  # raises
+    group = features.group
+    assert group is not None
+    for other in others:  # groups of a person's own may not know that they are equal
+        if type(other.group) is not type(group) or (isinstance(group, FixedGroup) and other.group != group):
+            raise ValueError(
+                f"A probe is fitted and scored on actions of one group; got {group} in training and {other.group} in "
+                "the test. Give both sets of sequences one group."
+            )
+    return group
 
 
 def regress(group: Group, rows: Sequence[Rows], hidden: Sequence[int], seed: int) -> TransformationFit:

@@ -22,14 +22,7 @@ ROWS = 4096  # sources or rows at a time where a batch size is not given
 
 def unwrapped(model: Any) -> Any:
     """The model inside DistributedDataParallel, DataParallel and torch.compile, which hide its parts."""
-    while isinstance(model, nn.Module):
-        inner: nn.Module = unwrap(model)
-        if isinstance(inner, nn.DataParallel):
-            inner = inner.module
-        if inner is model:
-            break
-        model = inner
-    return model
+    return unwrap(model) if isinstance(model, nn.Module) else model
 
 
 @contextmanager

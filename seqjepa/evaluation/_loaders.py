@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from seqjepa._checks import check_tensor
 from seqjepa.evaluation._inputs import check_integers
 from seqjepa.types import ViewSequence
 
 __all__ = ["batches", "check_given", "known_sequences"]
 
-ORDER = {"length", "batch_size", "drop_last", "shuffle", "world_size"}  # of a ViewLoader's state
+ORDER = {"epoch", "batch", "length", "batch_size", "drop_last", "shuffle", "world_size"}  # of a ViewLoader's state
 
 
 def known_sequences(sequences: Any) -> list[ViewSequence] | None:
@@ -41,6 +42,11 @@ def check_given(sequences: Any, sources: Tensor | None = None) -> None:
     elif isinstance(state := _state(sequences), Mapping) and state.keys() >= ORDER:
         dropped = state["length"] % state["batch_size"] if state["drop_last"] else 0
         ranks, shuffled = state["world_size"], bool(state["shuffle"])
+        if state["batch"]:
+            raise ValueError(
+                f"This loader stands in the middle of an epoch, at batch {state['batch']}; what comes before it would "
+                f"never be measured. Begin an epoch with set_epoch({state['epoch']})."
+            )
     else:
         return
     if ranks > 1:
@@ -83,6 +89,7 @@ def check_sequence_labels(sequence: ViewSequence) -> None:
     labels = sequence.labels
     if labels is None:
         return
+    check_tensor("labels", labels)
     if labels.shape != sequence.views.shape[:1]:
         raise ValueError(
             f"labels must be (B,), one for each of the {len(sequence.views)} sequences; got shape "

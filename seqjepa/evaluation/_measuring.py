@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seqjepa.evaluation._coordinates import rotation_columns
 from seqjepa.evaluation._fits import TransformationFit
+from seqjepa.evaluation._inputs import check_features
 from seqjepa.evaluation.accuracy import Top1, top1
 from seqjepa.evaluation.collapse import feature_deviation, lidar, mean_pairwise_cosine, rankme
 from seqjepa.evaluation.composition import composition_error
@@ -61,7 +62,7 @@ class Measuring:
         self.views = self.test.num_views
         self.no_model = "an encoder alone: give a model with embed, aggregate, predict and target" if alone else ""
         self.no_target = self.no_model or ("" if self.test.target is not None else "a model without target and predict")
-        grouped = self.train.group is not None
+        grouped = self.train.group is not None and self.test.group is not None
         self.no_group = "" if grouped else "the sequences do not know their group: see ViewSequence.group"
         labelled = self.train.labels is not None and self.test.labels is not None
         self.no_labels = "" if labelled else "the sequences have no labels"
@@ -116,7 +117,7 @@ class Measuring:
             return None
 
     def _states(self) -> Float[Tensor, "N S"]:
-        return aggregate_states(self.model, self.test, max(self.lengths, default=self.views))
+        return check_features("state", aggregate_states(self.model, self.test, max(self.lengths, default=self.views)))
 
     def _top1(self) -> Top1 | None:
         accuracy = self._make(
@@ -124,8 +125,14 @@ class Measuring:
             self.no_labels,
             lambda: top1(self.model, self.train, self.test, num_views=self.lengths, seed=self.seed),
         )
+        why = self.no_model or "no num_views were asked for"
+        if accuracy is None and not self.no_labels and not self.no_model:  # the states may be what cannot be classified
+            why = self.skipped["top1"]
+            accuracy = self._part("top1", "", lambda: top1(None, self.train, self.test, num_views=(), seed=self.seed))
+            if accuracy is not None:
+                del self.skipped["top1"]
         if accuracy is not None and not accuracy.states:
-            self.skipped["top1.states"] = self.no_model or "no num_views were asked for"
+            self.skipped["top1.states"] = why
         return accuracy
 
     def _from_states(self, few: Features, others: Features, settings: dict[str, Any]) -> dict[int, TransformationR2]:
@@ -176,15 +183,17 @@ class Measuring:
 
     def _collapse(self, state: Tensor | None) -> dict[str, dict[str, float]]:
         """Effective ranks, mean cosines and mean deviations, for z and the state apart."""
-        representations = {"z": self.test.z[:, 0]} if state is None else {"z": self.test.z[:, 0], "state": state}
-        measures = self._make("collapse", "", lambda: {name: _spread(x) for name, x in representations.items()}) or {}
-        if state is None:
-            self.skipped["collapse.state"] = self.no_model or "there are no states"
+        measures = {}
+        of_z = self._make("collapse", "", lambda: _spread(self.test.z[:, 0]))
         views = _views_of_sources(self.test)
         single = "" if views.shape[1] > 1 else "LiDAR compares views of one source; there is one"
         found = self._part("collapse.lidar", single, lambda: lidar(views))
-        if found is not None and "z" in measures:
-            measures["z"]["lidar"] = found
+        if of_z is not None:
+            measures["z"] = of_z if found is None else of_z | {"lidar": found}
+        why = "" if state is not None else self.no_model or "there are no states"
+        of_state = self._part("collapse.state", why, lambda: None if state is None else _spread(state))
+        if of_state is not None:
+            measures["state"] = of_state
         return measures
 
     def _note_individual(self, made: dict[str, Any]) -> None:

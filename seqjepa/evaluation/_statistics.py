@@ -142,7 +142,9 @@ def bootstrap(
 
 
 def interval_of(draws: Float[Tensor, "R"]) -> Interval:
-    """The 2.5 and 97.5 percentiles; resamples in which the statistic is undefined do not count."""
+    """The 2.5 and 97.5 percentiles; resamples in which the statistic is undefined do not count. NaN if it is in all."""
     draws = draws[draws.isfinite()]
+    if len(draws) == 0:
+        return Interval(math.nan, math.nan)
     low, high = torch.quantile(draws, draws.new_tensor([0.025, 0.975])).tolist()
     return Interval(low, high)

@@ -121,7 +121,7 @@ class OnlineProbe:
             for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-            accuracy = ((logits.detach().argmax(1) == y) & usable).sum() / count
+            accuracy = ((logits.detach().argmax(1) == y) & usable).float().sum() / count
             some = count > 0
             self._hits = self.memory * self._hits + torch.where(some, accuracy, 0)
             self._batches = self.memory * self._batches + some
@@ -138,10 +138,11 @@ class OnlineProbe:
 
     @torch.no_grad()
     def score(self, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
-        """Accuracy on held-out rows, by the running statistics; changes nothing."""
+        """Accuracy on held-out rows that are finite, by the running statistics; nan if none is. Changes nothing."""
         x, y = self._check(features, labels)
         with autocast(x.device, enabled=False):
-            return (self.network.eval()(x).argmax(1) == y).float().mean()
+            x, usable = self._usable(x)
+            return ((self.network.eval()(x).argmax(1) == y) & usable).float().sum() / usable.sum()
 
     def attach(
         self, module: nn.Module, *, features: Callable[[Any], Tensor], labels: Callable[[], Tensor]
@@ -176,7 +177,9 @@ class OnlineProbe:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
-        self._hits, self._batches = (torch.as_tensor(state[key]).to(self._hits) for key in ("running", "weight"))
+        self._hits, self._batches = (
+            torch.as_tensor(state[key], dtype=torch.float32, device=self._hits.device) for key in ("running", "weight")
+        )
 
     def _check(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes and types; values are not read."""

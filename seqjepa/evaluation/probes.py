@@ -106,8 +106,8 @@ def linear_probe(
         [`Classification`][seqjepa.evaluation.Classification], with the chosen l2.
 
     Raises:
-        ValueError: shapes or devices that do not fit; NaN or infinity; one class; fewer training rows than classes; a
-            class of the test that training lacks; no strength above 0; nothing to hold out.
+        ValueError: shapes or devices that do not fit; NaN or infinity; one class; a class of the test that training
+            lacks; no strength above 0; nothing to hold out.
         TypeError: labels that are no integers, features that are no floating-point numbers.
 
     Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +29,7 @@ from seqjepa.groups import Rotation3D
 __all__ = ["Regression", "RotationError", "regression_r2", "rotation_error"]
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+NOISE = 1e-12  # share of a sum of squares below which what is left of a difference is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +204,8 @@ class RotationError:
         mean: mean angle between the two, in [0, 180].
         median: median angle.
         interval: 95 % bootstrap interval of the mean.
-        chance: mean angle between predictions and the rotations of other rows, over all pairs up to two million, over
-            evenly spaced shifts of the rows beyond; nan for a single row.
+        chance: mean angle between predictions and the rotations of other rows (of other sources, where they are named),
+            over all pairs up to two million, over evenly spaced shifts of the rows beyond; nan where there are none.
         degrees: (M,) angle of each row.
 
     Examples:
@@ -244,7 +244,7 @@ def rotation_error(
     Args:
         predicted: (M, 4) quaternions x y z w, of any length above 0.
         actual: (M, 4) unit quaternions.
-        sources: (M,) integers; the interval is then over sources.
+        sources: (M,) integers; the interval is then over sources, and chance is of other ones.
         seed: of the bootstrap.
 
     Returns:
@@ -273,13 +273,18 @@ def rotation_error(
         q, truth, group = F.normalize(q.double(), dim=1), truth.double(), Rotation3D()
         degrees = torch.rad2deg(group.distance(q, truth))
         shifts = range(1, len(q), max(1, len(q) ** 2 // 2**21))
-        others = [torch.rad2deg(group.distance(q, truth.roll(shift, 0))).mean() for shift in shifts]
+        unit = torch.arange(len(q), device=q.device) if of_row is None else of_row.to(q.device)
+        others = torch.zeros(2, dtype=torch.float64, device=q.device)  # sum and number
+        for shift in shifts:
+            other = unit != unit.roll(shift)
+            angle = torch.rad2deg(group.distance(q, truth.roll(shift, 0)))
+            others += torch.stack([(angle * other).sum(), other.sum().double()])
         sums = sums_by_source(torch.stack([degrees, torch.ones_like(degrees)], dim=1), of_row)
         return RotationError(
             mean=degrees.mean().item(),
             median=degrees.median().item(),
             interval=bootstrap(sums, lambda s: s[:, 0] / s[:, 1], torch.Generator().manual_seed(seed)),
-            chance=torch.stack(others).mean().item() if others else math.nan,
+            chance=(others[0] / others[1]).item(),
             degrees=degrees.to(predicted.dtype),
         )
 
@@ -364,6 +369,7 @@ class _Scores:
         """(R, 3K + 1) sums → R² per output (R, K), and pooled (R,)."""
         n, total, squares, errors = sums.split([1, *[self.outputs] * 3], dim=1)
         spread = squares - total.square() / n
+        spread = spread.where(spread > NOISE * squares, 0)  # of rows that are alike: no R², not an endless one
         centre = total / n + self.offset
         between = (centre - centre.mean(1, keepdim=True)).square().sum(1)
         pooled_spread = spread.sum(1) + n[:, 0] * between

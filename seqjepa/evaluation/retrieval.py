@@ -137,17 +137,17 @@ def retrieval(
             excess = cosine - cosine.gather(2, some_right[..., None])
             better.append((excess > TIE).sum(2))
             tied.append((excess.abs() <= TIE).sum(2))  # with the right one itself
-        g_count, t_count = torch.cat(better), torch.cat(tied)
+        g_count, t_count = torch.cat(better), torch.cat(tied).double()
         counted = torch.arange(views + 1, dtype=torch.float64, device=q.device)
         harmonic = torch.where(counted > 0, 1 / counted, 0.0).cumsum(0)
-        reciprocal = (harmonic[g_count + t_count] - harmonic[g_count]) / t_count
-        found = {k: ((k - g_count).clamp(min=0) / t_count).clamp(max=1).double() for k in ks}
+        reciprocal = (harmonic[(g_count + t_count).long()] - harmonic[g_count]) / t_count
+        found = {k: ((k - g_count).clamp(min=0) / t_count).clamp(max=1) for k in ks}
         return Retrieval(
             mrr=reciprocal.mean().item(),
             hits={k: hit.mean().item() for k, hit in found.items()},
             interval=_interval(reciprocal.mean(1), of_object, seed),
             chance=RetrievalChance(harmonic[-1].item() / views, {k: min(1.0, k / views) for k in ks}),
-            ranks=g_count + (t_count + 1) / 2,
+            ranks=(g_count + (t_count + 1) / 2).float(),
         )
 
 

@@ -74,6 +74,7 @@ def sensitivity(
     count = len(test.source_numbers.unique())
     if count < 2 or m < 1:
         raise ValueError(f"Shuffling needs at least two sources and two views; got {count} sources of {m + 1} views.")
+    group_of(train, test)
     conditions = _conditions(test, torch.Generator(device="cpu").manual_seed(seed))
     states = {name: aggregate_states(model, test, m, z=z, e=e) for name, (z, e) in conditions.items()}
     upcoming = {name: e[:, m - 1] for name, (_, e) in conditions.items()}

@@ -84,7 +84,7 @@ def transformation_r2(
     if max_pairs < 3:
         raise ValueError(f"max_pairs is the number of rows to fit, at least 3; got {max_pairs}.")
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    group = group_of(train)
+    group = group_of(train, test)
     fit, score = (
         _pairs(features, limit, generator) for features, limit in ((train, max_pairs), (test, max_pairs // 3))
     )
@@ -139,7 +139,7 @@ def state_transformation_r2(
         >>> state_transformation_r2(model, features, features, hidden=()).relative.predictions.shape
         torch.Size([40, 2])
     """
-    group = group_of(train)
+    group = group_of(train, test)
     if train.num_views < 2 * num_views:
         raise ValueError(
             f"Two states of {num_views} views share no view only in sequences of {2 * num_views} views or more; got "
@@ -221,7 +221,7 @@ def path_integration(
     known = ("views and actions", "views only", "actions only", "state alone")
     if not variants or set(variants) - set(known):
         raise ValueError(f"variants must be some of {', '.join(map(repr, known))}; got {tuple(variants)}.")
-    group = group_of(train)
+    group = group_of(train, test)
     lengths = range(1, train.num_views) if num_views is None else num_views
     shorter = min(train.num_views, test.num_views)
     if any(not 1 <= m < shorter for m in lengths):

@@ -89,7 +89,7 @@ def _built(weights: dict[str, Tensor], encoder: nn.Module | None, heads: int) ->
     target = EMATarget(fresh) if has_target else StopGradientTarget(fresh)
     model = SeqJEPA(fresh, embedder, aggregator, predictor, target=target)
     if has_target:
-        state["target._extra_state"] = torch.tensor(0)
+        state["target._extra_state"] = torch.tensor(0, device="cpu")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -109,7 +109,7 @@ def _is_plain(value: Any) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+        return torch.equal(*(torch.as_tensor(value, device="cpu") for value in (one, other)))
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
     return bool(one == other)

@@ -359,6 +359,17 @@ def test_a_loader_that_would_leave_sequences_out_is_refused(loader: Any, named: 
         extract(lambda v: pytest.fail("encoded before it was checked"), loader(), sources=sources)
 
 
+def test_a_loader_in_the_middle_of_an_epoch_is_refused_until_it_begins_one() -> None:
+    first, resumed = (ViewLoader(IMAGES, twice, batch_size=5) for _ in range(2))
+    running = iter(first)
+    next(running)
+    resumed.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"middle of an epoch, at batch 1; .* Begin an epoch with set_epoch\(0\)"):
+        extract(flat, resumed)
+    resumed.set_epoch(0)
+    assert len(extract(flat, resumed).z) == 10
+
+
 @pytest.mark.parametrize(
     ("loader", "named"),
     [
@@ -382,6 +393,7 @@ def test_all_that_a_loader_holds_is_measured(loader: Any, named: bool) -> None:
     ("labels", "sources", "error", "message"),
     [
         (torch.zeros(4), None, TypeError, "labels must be the class of each sequence, as integers; got torch.float32"),
+        ([0, 1, 0, 1], None, TypeError, "labels must be a torch.Tensor; got list"),
         (torch.arange(3), None, ValueError, r"labels must be \(B,\), .* 4 sequences"),
         (torch.arange(4)[:, None], None, ValueError, r"labels must be \(B,\)"),
         (None, torch.arange(3), ValueError, "one for each of the 4 sequences"),

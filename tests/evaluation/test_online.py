@@ -145,6 +145,18 @@ def test_rows_that_are_not_finite_end_nothing(value: float, rows: int, dtype: to
     assert probe.step == 80
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_held_out_rows_that_are_not_finite_count_in_no_accuracy(value: float) -> None:
+    probe = OnlineProbe(8, 3)
+    for seed in range(40):
+        probe.update(*labelled(64, seed))
+    features, labels = labelled(64, seed=99)
+    expected = probe.score(features[16:], labels[16:])
+    features[:16] = value
+    assert torch.equal(probe.score(features, labels), expected)
+    assert math.isnan(probe.score(features[:16], labels[:16]).item())
+
+
 def test_a_checkpoint_of_before_still_loads() -> None:
     probe, other = OnlineProbe(8, 3), OnlineProbe(8, 3)
     probe.update(*labelled())
@@ -160,6 +172,11 @@ def test_the_defaults_of_torch_change_nothing(torch_defaults: Any) -> None:
             probe = OnlineProbe(8, 3)
             probe.update(features, labels)
             found.append(probe.network.state_dict()["1.weight"])
+            other = OnlineProbe(8, 3)
+            other.load_state_dict(probe.state_dict())
+        saved = other.state_dict()
+        assert saved["running"].dtype == saved["weight"].dtype == torch.float32
+        assert other.accuracy == probe.accuracy
     assert torch.equal(*found)
     assert found[1].dtype == torch.float32
 

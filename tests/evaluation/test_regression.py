@@ -220,6 +220,14 @@ def test_sources_make_the_interval_honest() -> None:
     assert named.pooled_interval.low < named.pooled < named.pooled_interval.high
 
 
+def test_resamples_of_rows_that_are_alike_give_the_interval_no_r2_beyond_one() -> None:
+    x, y, tx, _ = linear_data()
+    rare = 1e3 + torch.eye(40)[:, :1]  # one row in 40: it is in two resamples of three
+    got = regression_r2(x, 1e3 + y[:, :1], tx[:40], rare, hidden=())
+    for interval, value in ((got.interval, got.mean), (got.pooled_interval, got.pooled)):
+        assert interval.low <= value <= interval.high <= 1
+
+
 @pytest.mark.parametrize("settings", [{"hidden": ()}, {**SMALL, "max_epochs": 3}])
 def test_one_seed_one_result_whatever_the_caller_works_under(settings: dict[str, Any]) -> None:
     x, y, tx, ty = curved_data(300)
@@ -305,6 +313,12 @@ def test_chance_is_that_of_other_rows() -> None:
     few = Rotation3D.random(5, generator=g)
     pairs = [math.degrees(Rotation3D().distance(few[i], few[j])) for i in range(5) for j in range(5) if i != j]
     assert rotation_error(few, few).chance == pytest.approx(sum(pairs) / 20, abs=1e-3)
+    named = rotation_error(
+        few.repeat(3, 1), few.repeat(3, 1), sources=torch.arange(5).repeat(3)
+    )  # no pose meets itself
+    assert named.chance == pytest.approx(sum(pairs) / 20, abs=1e-3)
+    assert math.isnan(rotation_error(few, few, sources=torch.zeros(5, dtype=torch.long)).chance)
+    assert math.isnan(rotation_error(few[:1], few[:1]).chance)
 
 
 def test_wrong_rotations_are_refused() -> None:

@@ -1,7 +1,9 @@
 """MRR, H@k and the prediction retrieval error."""
 
+import contextlib
 import math
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,16 @@ def test_ranks_are_those_of_a_plain_count(objects: int, views: int, width: int) 
     assert got.mrr == pytest.approx(sum(1 / rank for rank in flat) / len(flat))
     for k in (1, 2, 3):
         assert got.hits[k] == pytest.approx(sum(rank <= k for rank in flat) / len(flat))
+
+
+def test_the_defaults_of_torch_change_nothing(torch_defaults: Any) -> None:
+    queries, gallery, found = torch.randn(4, 300, 8), torch.randn(4, 300, 8), []
+    for block in (contextlib.nullcontext, torch_defaults):
+        with block():
+            found.append(retrieval(queries, gallery, ks=(1, 7)))
+    assert found[1].ranks.dtype == torch.float32
+    assert torch.equal(found[0].ranks, found[1].ranks)
+    assert (found[0].mrr, found[0].hits, found[0].interval) == (found[1].mrr, found[1].hits, found[1].interval)
 
 
 def test_chance_is_the_paper_s_for_fifty_views() -> None:

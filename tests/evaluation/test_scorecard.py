@@ -210,6 +210,36 @@ def test_whatever_a_card_lacks_it_names(model: Any, sequence: ViewSequence) -> N
         assert "an encoder alone" in card.skipped["collapse.state"]
 
 
+def test_states_that_cannot_be_made_cost_nothing_that_z_has() -> None:
+    def fails(z: Tensor, e: Tensor) -> Tensor:
+        raise RuntimeError("no states today")
+
+    sequence = world(60)
+    whole = card_of(Exact(), sequence, sequence)
+    for aggregate, why in ((fails, "no states today"), (lambda z, e: z.mean(1) * torch.nan, "must be finite")):
+        model = SimpleNamespace(encode=lambda v: v, embed=lambda a: a, aggregate=aggregate)
+        card = card_of(model, sequence, sequence)
+        assert card.top1 is not None
+        assert whole.top1 is not None
+        assert card.top1.z.accuracy == whole.top1.z.accuracy
+        assert card.collapse == {"z": whole.collapse["z"]}
+        assert why in card.skipped["states"]
+        assert why in card.skipped["top1.states"]
+        assert "there are no states" in card.skipped["collapse.state"]
+        assert "top1" not in card.skipped
+        card.figure()
+
+
+def test_training_and_test_actions_are_of_one_group() -> None:
+    model, sequence = tiny_model(action_dim=1), batches(RotatedViews(4, 60), torch.arange(40) % 2)
+    other = sequence._replace(group=Translation(1))
+    card = card_of(model, sequence, other, ood=other)
+    for name in ("transformations", "from_states", "paths", "sensitivity", "out_of_distribution"):
+        assert "got Rotation2D(dim=1) in training and Translation(dim=1) in the test" in card.skipped[name]
+    unknown = card_of(model, sequence, sequence._replace(group=None))
+    assert "do not know their group" in unknown.skipped["paths"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_of_another_dtype_has_a_whole_card(dtype: torch.dtype) -> None:
     sequence = world(60, 3)
@@ -437,6 +467,12 @@ def test_no_file_of_the_evaluation_imports_itself_through_others() -> None:
 
     assert {name for name in graph if name in reached(name)} == set()
     assert "_results" in graph["_figure"]
+
+
+def test_the_figure_of_one_test_sequence_is_drawn() -> None:
+    train, test = (ViewSequence(torch.rand(n, 3, 3, 8, 8), *world(n, 3)[1:]) for n in (20, 1))
+    card = card_of(tiny_model(action_dim=4), train, test)
+    assert any("PCA" in axis.get_title() for axis in card.figure().axes)
 
 
 @pytest.mark.parametrize("setting", ["device", "dtype"])
