@@ -39,12 +39,19 @@ DEEPEST = 20  # a distance in a loss in a model is three
 # Options of timm that read a file or the network: a folder someone sent us shall not.
 REACHING_OUT = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
+KINDS: dict[str, tuple[type, ...]] = {  # of the parts that can be described but the encoder
+    "embedder": (ActionEmbedder, NoActions, RawActions),
+    "aggregator": (SequenceAggregator,),
+    "predictor": (ConditionedPredictor,),
+    "target": (EMATarget, StopGradientTarget),
+    "loss": (SeqJEPALoss,),
+}
 KNOWN: dict[str, type] = {
     part.__name__: part
     for part in (
-        ActionEmbedder, NoActions, RawActions, SequenceAggregator, SinusoidalPositions, ConditionedPredictor,
-        EMATarget, StopGradientTarget, SeqJEPALoss, CosineDistance, SmoothL1Distance, MSEDistance, VarianceCovariance,
-        CosineSchedule, WarmupCosineSchedule,
+        *(kind for kinds in KINDS.values() for kind in kinds),
+        SinusoidalPositions, CosineDistance, SmoothL1Distance, MSEDistance, VarianceCovariance, CosineSchedule,
+        WarmupCosineSchedule,
     )
 }  # fmt: skip
 
@@ -385,11 +392,13 @@ def _build(name: str, described: Any, encoder: Any) -> Any:
                 )
             return timm_encoder(**arguments)
         part = KNOWN[kind]
+        if part not in KINDS.get(name, (part,)):
+            raise TypeError(f"{kind} is none")
         arguments = {k: _build(k, v, None) if isinstance(v, Mapping) else v for k, v in arguments.items()}
         return part(encoder, **arguments) if issubclass(part, EMATarget | StopGradientTarget) else part(**arguments)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
         raise ValueError(
-            f"config.json describes a {name} that this version of seqjepa cannot build: {dict(described)} "
+            f"config.json describes a part `{name}` that this version of seqjepa cannot build: {dict(described)} "
             f"({error}). Upgrade seqjepa, or pass {name}= yourself."
         ) from error
 

@@ -89,7 +89,11 @@ class EMATarget(nn.Module):
         self.momentum = momentum
         self.buffer_mode = buffers
         self.encoder = _copied(unwrap(encoder))
-        self.encoder._apply(lambda tensor: tensor.float() if _is_half(tensor) else tensor)
+        weights = [p for p in self.encoder.parameters() if p.is_floating_point()]
+        half = next((p.dtype for p in weights if _is_half(p)), torch.float32)
+        self._like = torch.empty(0, dtype=half, device="cpu")  # in the precision that the encoder works in
+        _keep_float32(self)
+        self.register_load_state_dict_post_hook(_keep_float32)  # weights that are assigned come as they are
         # A tensor: a number would be compiled into a step anew each time, and not be sent to other processes.
         weight = weight_of(self.encoder)
         device = None if weight is None else weight.device
@@ -111,9 +115,9 @@ class EMATarget(nn.Module):
     @torch.no_grad()
     def forward(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B D"]:
         """Encode one view of each source, without gradient."""
-        # A half-precision model brings half-precision views to float32 weights: autocast meets them half way.
-        half = _is_half(views)
-        with autocast(views.device, views.dtype) if half else contextlib.nullcontext():
+        # The encoder may work in half precision, from such views or by its own casts; the weights here are float32.
+        half = next((like.dtype for like in (views, self._like) if _is_half(like)), None)
+        with contextlib.nullcontext() if half is None else autocast(views.device, half):
             return encode_views(self.encoder, views[:, None])[:, 0]
 
     @torch.no_grad()
@@ -169,8 +173,8 @@ class EMATarget(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Go on from that number of updates."""
         # A model built on the meta device has no place of its own yet: what it is given tells where it will be.
-        device = torch.as_tensor(state).device if self._step.is_meta else self._step.device
-        self._step = torch.as_tensor(state).to(device, torch.int64, copy=True)
+        step = state if isinstance(state, Tensor) else torch.tensor(state, device="cpu")
+        self._step = step.to(step.device if self._step.is_meta else self._step.device, torch.int64, copy=True)
 
     def extra_repr(self) -> str:
         """Momentum, buffers and step, for `print`."""
@@ -178,6 +182,8 @@ class EMATarget(nn.Module):
         return f"momentum={self.momentum}, buffers={self.buffer_mode!r}, step={step}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMATarget:
+        self._like = fn(self._like)
+
         def keep_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return torch.empty_like(moved, dtype=torch.float32).copy_(tensor) if _is_half(moved) else moved
@@ -294,6 +300,11 @@ def _weights(weight: float | Tensor, copies: list[Tensor]) -> Any:
         return weight
     cast = {kind: weight.to(*kind) for kind in {(copy.device, copy.dtype) for copy in copies}}
     return [cast[copy.device, copy.dtype] for copy in copies]
+
+
+def _keep_float32(target: EMATarget, _: Any = None) -> None:
+    """The copy in float32, whatever precision its weights came in."""
+    target.encoder._apply(lambda tensor: tensor.float() if _is_half(tensor) else tensor)
 
 
 def _is_half(tensor: Tensor) -> bool:

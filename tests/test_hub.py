@@ -347,9 +347,12 @@ def test_unknown_keywords_are_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"loss": {"type": "HingeLoss"}}, r"a loss that this version of seqjepa cannot build.*HingeLoss.*pass loss="),
-    ({"predictor": {"type": "ConditionedPredictor", "size": 3}}, r"describes a predictor that this version"),
-    ({"loss": {"type": "SeqJEPALoss", "distance": {"type": "os.system"}}}, r"describes a distance that this version"),
+    ({"loss": {"type": "HingeLoss"}}, r"a part `loss` that this version of seqjepa cannot build.*HingeLoss.*pass loss"),
+    ({"predictor": {"type": "ConditionedPredictor", "size": 3}}, r"a part `predictor` that this version"),
+    ({"loss": {"type": "SeqJEPALoss", "distance": {"type": "os.system"}}}, r"a part `distance` that this version"),
+    ({"embedder": {"type": "CosineSchedule", "start": 0.0, "end": 1.0, "total_steps": 2}}, r"CosineSchedule is none"),
+    ({"loss": {"type": "MSEDistance"}}, r"a part `loss` that .*MSEDistance is none"),
+    ({"embedder": {"type": "ActionEmbedder", "action_dim": 10**18}}, r"a part `embedder` that this version"),
     ({"target": None}, r"The target of this model was the user's own"),
     ({"encoder": "resnet18"}, r"The encoder of this model was the user's own"),
 ])  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from seqjepa import CosineSchedule, EMATarget, StopGradientTarget
+from seqjepa import CosineSchedule, EMATarget, SeqJEPA, StopGradientTarget
 from tests.builders import TinyEncoder, randomise
 
 
@@ -151,6 +151,48 @@ def test_the_average_stays_in_float32_beside_a_half_precision_encoder(half: torc
     expected = short.conv2.weight.float() + 0.999**10 * (start - short.conv2.weight.float())
     torch.testing.assert_close(built.encoder.conv2.weight, expected)
     assert (built.encoder.conv2.weight - start).abs().max() > 1e-4  # bfloat16 would have stalled
+
+
+class CastsByItself(TinyEncoder):
+    """A backbone in half precision among float32 parts: it converts what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.conv1.weight.dtype))
+
+
+def test_a_backbone_that_casts_its_input_to_half_precision_has_a_target() -> None:
+    encoder: Any = CastsByItself().bfloat16()
+    target = EMATarget(encoder)
+    assert {p.dtype for p in target.parameters()} == {torch.float32}
+    views = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(target(views).float(), encoder(views).float(), atol=3e-2, rtol=3e-2)
+    model = SeqJEPA.from_encoder(encoder, action_dim=2, view_shape=(3, 8, 8))
+    model(torch.rand(4, 3, 3, 8, 8), torch.randn(4, 2, 2)).loss.backward()
+    assert encoder.conv1.weight.grad is not None
+    whole: Any = EMATarget(CastsByItself())
+    assert whole(views).dtype == torch.float32
+    assert whole.bfloat16()(views).dtype == torch.bfloat16
+    assert whole.float()(views).dtype == torch.float32  # back from half precision, nothing is cast any more
+
+
+def test_half_precision_weights_that_are_assigned_are_averaged_in_float32() -> None:
+    source, target = EMATarget(TinyEncoder()), EMATarget(TinyEncoder())
+    half = {
+        name: value.bfloat16() if value.is_floating_point() else value for name, value in source.state_dict().items()
+    }
+    target.load_state_dict(half, assign=True)
+    assert {p.dtype for p in target.parameters()} == {torch.float32}
+    expected = [p.bfloat16().float() for p in source.parameters()]
+    torch.testing.assert_close(list(target.parameters()), expected, rtol=0, atol=0)
+
+
+def test_the_step_is_read_where_it_is_whatever_the_default_device() -> None:
+    target = EMATarget(TinyEncoder())
+    with torch.device("meta"):
+        target.set_extra_state(torch.tensor(7, device="cpu"))
+        assert target.step == 7
+        target.set_extra_state(9)
+        assert target.step == 9
 
 
 def test_half_precision_views_meet_float32_weights() -> None:

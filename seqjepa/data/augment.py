@@ -403,14 +403,14 @@ class AugmentedViews:
         x = views.flatten(0, 1).clamp_(0, 1)  # cubic interpolation overshoots
         if images.shape[1] == 3:
             x = jitter(x, parameters.jitter.flatten(0, 1).to(x.dtype), parameters.order.flatten(0, 1))
-            x = _where(parameters.grey, x, lambda part, _: grey(part).expand(-1, 3, -1, -1))
+            x = _where(parameters.grey, x, lambda part, _: grey(part).clamp_(0, 1).expand(-1, 3, -1, -1))
         x = _where(parameters.blur, x, self._blur)
         x = _where(parameters.solarise, x, lambda part, _: solarise(part))
         return x.unflatten(0, shape)
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         blur = blur_matrix(sigma, size=self.size, kernel=self._kernel).to(images.dtype)
-        return separable(images, blur, blur)
+        return separable(images, blur, blur).clamp_(0, 1)  # weights sum to 1 but for rounding
 
     @property
     def _kernel(self) -> int:

@@ -15,10 +15,9 @@ from seqjepa.evaluation._coordinates import (
     rotation_columns,
     steady_coordinates,
 )
-from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.features import Features, same_group
 from seqjepa.evaluation.regression import Regression, regression_r2, rotation_error
 from seqjepa.groups import Group
-from seqjepa.groups.base import FixedGroup
 
 __all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress"]
 
@@ -69,8 +68,8 @@ def group_of(features: Features, *others: Features) -> Group:
             each.from_first()  # raises
     group = features.group
     assert group is not None
-    for other in others:  # groups of a person's own may not know that they are equal
-        if type(other.group) is not type(group) or (isinstance(group, FixedGroup) and other.group != group):
+    for other in others:
+        if not same_group(other.group, group):
             raise ValueError(
                 f"A probe is fitted and scored on actions of one group; got {group} in training and {other.group} in "
                 "the test. Give both sets of sequences one group."

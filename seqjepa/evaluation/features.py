@@ -16,6 +16,7 @@ from seqjepa.evaluation._frozen import call, evaluating, modules_of, to_weights,
 from seqjepa.evaluation._loaders import batches, check_given, check_sequence_sources
 from seqjepa.evaluation._ranks import Shares
 from seqjepa.groups import Group
+from seqjepa.groups.base import FixedGroup
 from seqjepa.types import ViewSequence
 
 __all__ = ["Features", "aggregate_states", "drawn_rows", "extract", "occurrence"]
@@ -330,13 +331,17 @@ def _elements(batch: ViewSequence, device: torch.device) -> Tensor | None:
 def _joined(parts: list[Features]) -> Features:
     first = parts[0]
     for part in parts:
-        known = [(x is None) for x in (part.labels, part.elements, part.group)]
-        if part.z.shape[1:] != first.z.shape[1:] or known != [
-            (x is None) for x in (first.labels, first.elements, first.group)
-        ]:
+        if not same_group(part.group, first.group):
+            raise ValueError(
+                "Sequences that are evaluated together have actions of one group; got "
+                f"{first.group} and {part.group}. Extract each by itself, or give all their group: "
+                "sequence._replace(group=…)."
+            )
+        known = [(x is None) for x in (part.labels, part.elements)]
+        if part.z.shape[1:] != first.z.shape[1:] or known != [(x is None) for x in (first.labels, first.elements)]:
             raise ValueError(
                 "Sequences that are evaluated together must have one number of views, and the same must be known of "
-                f"each (labels, parameters, group); got z of shapes {tuple(first.z.shape)} and {tuple(part.z.shape)}."
+                f"each (labels, parameters); got z of shapes {tuple(first.z.shape)} and {tuple(part.z.shape)}."
             )
 
     def cat(name: str) -> Tensor | None:
@@ -345,6 +350,11 @@ def _joined(parts: list[Features]) -> Features:
 
     tensors: dict[str, Any] = {name: cat(name) for name in ("z", "actions", "e", "target", "labels", "elements")}
     return Features(group=first.group, **tensors)
+
+
+def same_group(a: Group | None, b: Group | None) -> bool:
+    """Whether they are one group; those of a person's own may not know that they are equal, and are by their kind."""
+    return type(a) is type(b) and (a == b or not isinstance(a, FixedGroup))
 
 
 def _with_elements_that_fit(features: Features) -> Features:

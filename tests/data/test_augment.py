@@ -536,3 +536,15 @@ def test_a_crop_larger_than_its_image_is_refused() -> None:
             sampler.render(torch.rand(2, 3, 64, 64), flat)
     with pytest.raises(ValueError, match="got 2 rows for 3 images"):
         sampler.render(torch.rand(3, 3, 64, 64), p)
+
+
+def test_white_stays_within_the_range_whatever_is_blurred_or_made_grey() -> None:
+    white = torch.ones(8, 3, 24, 24)
+    settings = Augmentation(jitter=0.0, grey=0.5, blur=1.0, solarise=0.0)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        views = AugmentedViews(num_views=4, size=24, observed=settings, predicted=settings)(white, generator=generator)[
+            0
+        ]
+        assert views.max() <= 1
+        assert views.min() > 0.999

@@ -655,7 +655,7 @@ def test_a_state_saved_before_the_next_epoch_was_part_of_it_is_read() -> None:
 @pytest.fixture(params=["device", "dtype"])
 def other_defaults(request: pytest.FixtureRequest) -> Iterator[None]:
     """torch.set_default_device("meta"), which stands in for a GPU, or torch.set_default_dtype(torch.float64)."""
-    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    dtype = torch.get_default_dtype()
     try:
         if request.param == "device":
             torch.set_default_device("meta")
@@ -663,7 +663,7 @@ def other_defaults(request: pytest.FixtureRequest) -> Iterator[None]:
             torch.set_default_dtype(torch.float64)
         yield
     finally:
-        torch.set_default_device(device if device.type != "cpu" else None)
+        torch.set_default_device(None)
         torch.set_default_dtype(dtype)
 
 

@@ -456,3 +456,12 @@ def test_features_do_not_depend_on_torch_s_defaults(setting: str) -> None:
         torch.set_default_dtype(before)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_sequences_of_different_groups_are_not_read_as_those_of_one() -> None:
+    views, actions = torch.rand(4, 3, 2), torch.randn(4, 2, 2)
+    one, other = (ViewSequence(views, actions, group=group) for group in (Translation(2), None))
+    assert len(extract(lambda v: v, [one, one._replace(group=Translation(2))]).z) == 8
+    for both in ([one, other], [other, one], [one, one._replace(group=Scale())]):
+        with pytest.raises(ValueError, match=r"have actions of one group; got .* and .*Extract each by itself"):
+            extract(lambda v: v, both)
