@@ -65,7 +65,8 @@ class SeqJEPAModule(LightningModule):
         >>> from seqjepa import SeqJEPA, ViewSequence
         >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8))
         >>> model = SeqJEPA.from_encoder(encoder, action_dim=2, view_shape=(3, 4, 4), heads=2)
-        >>> loader = [ViewSequence(torch.rand(8, 3, 3, 4, 4), torch.randn(8, 2, 2)) for _ in range(4)]
+        >>> sources = [ViewSequence(torch.rand(3, 3, 4, 4), torch.randn(2, 2)) for _ in range(32)]
+        >>> loader = torch.utils.data.DataLoader(sources, batch_size=8)
         >>> trainer = lightning.Trainer(
         ...     max_epochs=1, accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,
         ...     enable_progress_bar=False, enable_model_summary=False)
