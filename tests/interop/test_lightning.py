@@ -1,6 +1,9 @@
 """Lightning's Trainer against the plain loop, loss by loss."""
 
+import importlib
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
 from seqjepa import EMATarget  # noqa: E402
 from seqjepa.data import ViewLoader  # noqa: E402
+from seqjepa.distributed import gather_objects  # noqa: E402
 from seqjepa.interop.lightning import SeqJEPAModule  # noqa: E402
+from seqjepa.training import seed_step, weight_groups  # noqa: E402
 from tests.interop.loops import BATCHES, RATE, STEPS, assert_same, build, plain  # noqa: E402
+from tests.ranks import on_ranks  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -154,3 +160,45 @@ def test_a_second_fit_moves_the_target_once_a_step() -> None:
         assert model.target.step == fits * BATCHES
     assert isinstance(model.target, EMATarget)
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_without_lightning_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "seqjepa.interop.lightning")
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    with pytest.raises(ImportError, match=r"pip install 'seqjepa\[lightning\]'"):
+        importlib.import_module("seqjepa.interop.lightning")
+
+
+def _two_ranks(rank: int, world: int) -> None:
+    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+    from torch.nn.parallel import DistributedDataParallel
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29512", "GROUP_RANK": "0"}
+    model, loader = build()
+    loader = ViewLoader(loader._persistent.dataset.dataset, loader.sampler, batch_size=2)
+    expected, ddp = [], DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(weight_groups(model, 1e-3), lr=1.0)
+    for step, (views, actions, *_) in enumerate(loader):
+        seed_step(0, step)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = RATE(step)
+        loss = ddp(views, actions).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target()
+        expected.append(loss.item())
+    ours, _ = module()
+    loader.set_epoch(0)
+    seen = Recorded()
+    run = trainer(max_epochs=1, callbacks=[seen], strategy="ddp", devices=2, plugins=[TorchElasticEnvironment()])
+    run.fit(ours, loader)
+    assert run.world_size == world
+    assert seen.losses == pytest.approx(expected, abs=1e-6)
+    assert_same(ours.model, model)
+    assert len(set(gather_objects(seen.losses[0]))) == world  # each its own images
+
+
+def test_two_processes_of_lightning_train_as_ddp_does() -> None:
+    on_ranks(_two_ranks)
