@@ -47,6 +47,7 @@ def train(
     optimizer = torch.optim.AdamW(weight_groups(model, 1e-3), lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     forward, optimizer = accelerator.prepare(model, optimizer)  # the scheduler stays outside: see the guide
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     progress = Progress(step=0)
     accelerator.register_for_checkpointing(scheduler, loader, progress)
     if resume and run is not None:
@@ -63,7 +64,7 @@ def train(
             loss = forward(batch.views, batch.actions).loss
             accelerator.backward(loss)  # divided by the batches that are accumulated
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                accelerator.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
         total += loss.item() / accelerator.gradient_accumulation_steps

@@ -28,14 +28,18 @@ def build(side: int = 8) -> tuple[SeqJEPA, ViewLoader]:
     return model, ViewLoader(list(images), RotatedViews(num_views=3, degrees=30), batch_size=4)
 
 
-def plain(accumulate: int = 1, steps: int = STEPS) -> tuple[list[float], SeqJEPA]:
-    """Each batch's loss, and the model after the last step."""
+def plain(accumulate: int = 1, *, by_groups: bool = True) -> tuple[list[float], SeqJEPA]:
+    """Each batch's loss, and the model after the last step.
+
+    A gradient's length is a sum, which rounds by its order: that of the optimiser's groups, or of the model.
+    """
     model, loader = build()
     optimizer = torch.optim.AdamW(weight_groups(model, 1e-3), lr=1.0)
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = groups if by_groups else list(model.parameters())
     losses: list[float] = []
     step = 0
-    while step < steps:
+    while step < STEPS:
         for number, (views, actions, *_) in enumerate(loader):
             if number % accumulate == 0:
                 seed_step(0, step)
@@ -50,7 +54,7 @@ def plain(accumulate: int = 1, steps: int = STEPS) -> tuple[list[float], SeqJEPA
                 optimizer.zero_grad()
                 model.update_target()
                 step += 1
-                if step == steps:
+                if step == STEPS:
                     break
     return losses, model
 
