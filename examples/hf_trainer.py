@@ -3,8 +3,8 @@
     python examples/hf_trainer.py --max_steps 200
     python examples/hf_trainer.py --max_steps 400 --gradient_accumulation_steps 2 --output_dir runs/trainer --resume
 
-Every argument of `TrainingArguments` is one of the command line. The data are scikit-learn's digits, turned and shifted.
-Needs `pip install 'seqjepa[examples]' transformers accelerate`.
+Every argument of `TrainingArguments` is one of the command line. The data are scikit-learn's digits, turned and
+shifted. Needs `pip install 'seqjepa[examples]' transformers accelerate`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from seqjepa.training import seed_step, weight_groups
 
 
 class Batches:
-    """A ViewLoader as Trainer wants it: dictionaries of forward's arguments, and the rest of an epoch after a resume."""
+    """A ViewLoader as Trainer wants it: dictionaries of forward's arguments; after a resume the rest of an epoch."""
 
     def __init__(self, loader: ViewLoader, trainer: Trainer) -> None:
         self.loader, self.trainer = loader, trainer
@@ -66,6 +66,10 @@ class SeqJEPATrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         return Batches(self.loader, self)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {name: value.contiguous() for name, value in state.items()})  # channels-last is not
 
 
 def optimizers_of(model: Any, rate: Any) -> Any:

@@ -52,7 +52,8 @@ class SeqJEPAModule(LightningModule):
             such as [`SeqJEPA`][seqjepa.SeqJEPA]. It is `module.model`: save it by `module.model.save_pretrained`.
         rate: learning rate, or a schedule of the optimiser step, such as
             [`WarmupCosineSchedule`][seqjepa.functional.WarmupCosineSchedule].
-        weight_decay: of matrices and kernels; the rest doesn't decay ([`weight_groups`][seqjepa.training.weight_groups]).
+        weight_decay: of matrices and kernels; the rest doesn't decay, by
+            [`weight_groups`][seqjepa.training.weight_groups].
         seed: of dropout, by step and rank; None leaves the generators alone.
         optimizer: from these groups to an optimiser with `lr=1.0`, which the rate is a factor of; AdamW by default.
 
@@ -138,7 +139,7 @@ class SeqJEPAModule(LightningModule):
             self._follower = None
 
     def on_train_epoch_start(self) -> None:
-        """Set the loaders to this epoch: Lightning restores them within an epoch, and at its end with max_steps only."""
+        """Set the loaders to this epoch: at the end of one, Lightning restores them with max_steps only."""
         for loader in tree_leaves(self.trainer.train_dataloader):
             if isinstance(loader, ViewLoader):
                 loader.set_epoch(self.current_epoch)

@@ -16,7 +16,7 @@ STEPS, BATCHES = 8, 4
 RATE = WarmupCosineSchedule(1e-3, 1e-2, 1e-3, 3, STEPS)
 
 
-def build(side: int = 8) -> tuple[SeqJEPA, ViewLoader]:
+def build(side: int = 8, batch_size: int = 4) -> tuple[SeqJEPA, ViewLoader]:
     """A model with batch norm and dropout, and an epoch of four batches."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, 8), nn.BatchNorm1d(8))
@@ -25,7 +25,7 @@ def build(side: int = 8) -> tuple[SeqJEPA, ViewLoader]:
     )
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (4 * BATCHES, 3, side, side), dtype=torch.uint8, generator=generator)
-    return model, ViewLoader(list(images), RotatedViews(num_views=3, degrees=30), batch_size=4)
+    return model, ViewLoader(list(images), RotatedViews(num_views=3, degrees=30), batch_size=batch_size)
 
 
 def plain(accumulate: int = 1, *, by_groups: bool = True) -> tuple[list[float], SeqJEPA]:

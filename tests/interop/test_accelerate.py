@@ -18,9 +18,7 @@ def run(accumulate: int = 1, steps: int = STEPS, **options: Any) -> tuple[list[f
     model, loader = build()
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     losses: list[float] = []
-    train(
-        accelerator, model, loader, steps=steps, rate=RATE, report=lambda step, loss: losses.append(loss), **options
-    )
+    train(accelerator, model, loader, steps=steps, rate=RATE, report=lambda step, loss: losses.append(loss), **options)
     accelerator.free_memory()
     return losses, model
 

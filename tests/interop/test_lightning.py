@@ -10,23 +10,25 @@ from typing import Any
 import pytest
 import torch
 
-L = pytest.importorskip("lightning.pytorch", reason="needs Lightning: pip install 'seqjepa[lightning]'")
+pytest.importorskip("lightning.pytorch", reason="needs Lightning: pip install 'seqjepa[lightning]'")
 
-from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
-from seqjepa import EMATarget  # noqa: E402
-from seqjepa.data import ViewLoader  # noqa: E402
-from seqjepa.distributed import gather_objects  # noqa: E402
-from seqjepa.interop.lightning import SeqJEPAModule  # noqa: E402
-from seqjepa.training import seed_step, weight_groups  # noqa: E402
-from tests.interop.loops import BATCHES, RATE, STEPS, assert_same, build, plain  # noqa: E402
-from tests.ranks import on_ranks  # noqa: E402
+from seqjepa import EMATarget
+from seqjepa.data import ViewLoader
+from seqjepa.distributed import gather_objects
+from seqjepa.interop.lightning import SeqJEPAModule
+from seqjepa.training import seed_step, weight_groups
+from tests.interop.loops import BATCHES, RATE, STEPS, assert_same, build, plain
+from tests.ranks import on_ranks
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-class Recorded(L.Callback):
+class Recorded(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.logged: list[dict[str, float]] = []
@@ -40,7 +42,7 @@ class Recorded(L.Callback):
 def trainer(**options: Any) -> Any:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     options = {"enable_checkpointing": False, "gradient_clip_val": 1.0, "devices": 1} | options
-    return L.Trainer(**quiet, **options)
+    return Trainer(**quiet, **options)
 
 
 def module(**options: Any) -> tuple[SeqJEPAModule, ViewLoader]:
@@ -70,7 +72,7 @@ def test_lightning_trains_as_the_plain_loop_does(accumulate: int) -> None:
 def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(tmp_path: Path, length: dict[str, int], stop: int) -> None:
     expected, model = plain()
     ours, loader = module()
-    keeper = L.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, filename="{step}")
+    keeper = ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, filename="{step}")
     trainer(max_steps=stop, callbacks=[keeper], enable_checkpointing=True).fit(ours, loader)
     (file,) = tmp_path.glob("*.ckpt")
     again, loader = module()
@@ -84,7 +86,7 @@ def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(tmp_path: Path, length: 
 def test_a_fit_resumed_between_two_epochs_begins_with_the_next(tmp_path: Path, when: dict[str, bool]) -> None:
     expected, model = plain()
     ours, loader = module()
-    keeper = L.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", **when)
+    keeper = ModelCheckpoint(tmp_path, filename="{epoch}", **when)
     trainer(max_epochs=1, callbacks=[keeper], enable_checkpointing=True).fit(ours, loader)
     (file,) = tmp_path.glob("*.ckpt")
     again, loader = module()
@@ -175,8 +177,7 @@ def _two_ranks(rank: int, world: int) -> None:
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29512", "GROUP_RANK": "0"}
-    model, loader = build()
-    loader = ViewLoader(loader._persistent.dataset.dataset, loader.sampler, batch_size=2)
+    model, loader = build(batch_size=2)
     expected, ddp = [], DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(weight_groups(model, 1e-3), lr=1.0)
     for step, (views, actions, *_) in enumerate(loader):
