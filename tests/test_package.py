@@ -26,7 +26,8 @@ FLOORS = {
     "target": 2, "data": 2, "evaluation": 2,
     "hub": 3,
     "model": 4,
-    "presets": 5, "interop": 5, "training": 5,
+    "presets": 5, "training": 5,
+    "interop": 6,
 }  # fmt: skip
 
 

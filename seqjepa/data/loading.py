@@ -135,6 +135,11 @@ class ViewLoader:
         """Batches in an epoch."""
         return len(self.order)
 
+    @property
+    def batch_sampler(self) -> EpochOrder:
+        """What makes up the batches. Tools that find a `sampler` here ask for this too; ours makes views."""
+        return self.order
+
     def __iter__(self) -> Iterator[ViewSequence]:
         """One pass over the data: the rest of the epoch where a state was loaded, else a whole one."""
         self.order.check()  # of the ranks there are now
