@@ -1,0 +1,31 @@
+"""The methods of the paper's table beside seq-JEPA: one calling convention, one scorecard."""
+
+from seqjepa.baselines._base import BaselineOutput
+from seqjepa.baselines.byol import BYOL
+from seqjepa.baselines.conditional_byol import ConditionalBYOL
+from seqjepa.baselines.contrast import NTXent
+from seqjepa.baselines.equimod import EquiMod
+from seqjepa.baselines.heads import HyperPredictor, Projector
+from seqjepa.baselines.pairs import ViewPairs
+from seqjepa.baselines.sen import SEN
+from seqjepa.baselines.sie import SIE, SIEWeights
+from seqjepa.baselines.simclr import SimCLR
+from seqjepa.baselines.vicreg import VICReg
+from seqjepa.baselines.vicreg_traj import VICRegTraj
+
+__all__ = [
+    "BYOL",
+    "SEN",
+    "SIE",
+    "BaselineOutput",
+    "ConditionalBYOL",
+    "EquiMod",
+    "HyperPredictor",
+    "NTXent",
+    "Projector",
+    "SIEWeights",
+    "SimCLR",
+    "VICReg",
+    "VICRegTraj",
+    "ViewPairs",
+]

@@ -1,0 +1,112 @@
+"""Pairs of views of one source, and the action that leads from the first of a pair to the second."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seqjepa._checks import check_axes
+from seqjepa.groups import Group
+
+__all__ = ["Paired", "ViewPairs"]
+
+POLICIES = ("first", "disjoint", "consecutive", "random")
+
+
+class Paired(NamedTuple):
+    """The K pairs of each source, side by side.
+
+    Attributes:
+        views: (B, V, …) the views that are in a pair, each once.
+        first: which of the V begin a pair, K of them.
+        second: which end it, in the same order.
+        actions: (B, K, A), from the first of each pair to its second.
+    """
+
+    views: Float[Tensor, "B V *image"]
+    first: slice
+    second: slice
+    actions: Float[Tensor, "B K A"]
+
+
+class ViewPairs:
+    """Which pairs of views of a sequence a method of two views is given.
+
+    Losses that compare sources are taken of one pair of each source at a time and averaged over the K, so that no
+    source is its own negative.
+
+    Args:
+        policy: "first": views 0 and 1 alone, as the released code; "disjoint": (0, 1), (2, 3), …; "consecutive": (t,
+            t+1) for all t; "random": one pair i < j of each source, any as likely, with the actions between composed.
+        group: what composes actions; for "random" alone.
+        generator: of the draws of "random", on the CPU.
+
+    Shapes:
+        views (B, T+1, …), actions (B, T, A) → views (B, V, …), actions (B, K, A).
+
+    Raises:
+        ValueError: an unknown policy; a random one without group.
+
+    Examples:
+        >>> import torch
+        >>> views, actions = torch.rand(8, 4, 3, 8, 8), torch.randn(8, 3, 2)
+        >>> paired = ViewPairs("disjoint")(views, actions)
+        >>> torch.equal(paired.views[:, paired.second], views[:, [1, 3]])
+        True
+        >>> torch.equal(paired.actions, actions[:, [0, 2]])
+        True
+    """
+
+    def __init__(
+        self,
+        policy: Literal["first", "disjoint", "consecutive", "random"] = "first",
+        *,
+        group: Group | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}; got {policy!r}.")
+        if policy == "random" and group is None:
+            raise ValueError(
+                "Between two views drawn at random lie several actions, which their group composes; got group=None. "
+                "Give the group of your actions, such as seqjepa.groups.Rotation3D()."
+            )
+        self.policy, self.group, self.generator = policy, group, generator
+
+    def __call__(self, views: Float[Tensor, "B views *image"], actions: Float[Tensor, "B T A"]) -> Paired:
+        """The pairs of a batch."""
+        even, odd = slice(0, None, 2), slice(1, None, 2)
+        if self.policy == "first":
+            return Paired(views[:, :2], even, odd, actions[:, :1])
+        if self.policy == "disjoint":
+            return Paired(views[:, : views.shape[1] // 2 * 2], even, odd, actions[:, ::2])
+        if self.policy == "consecutive":
+            return Paired(views, slice(0, -1), slice(1, None), actions)
+        assert self.group is not None
+        i, j = (x.to(views.device, non_blocking=True) for x in self._drawn(len(views), views.shape[1]))
+        along = between_first_and_each(self.group, actions)
+        rows = torch.arange(len(views), device=actions.device)
+        composed = self.group.compose(self.group.inverse(along[rows, i]), along[rows, j])
+        return Paired(views[rows[:, None], torch.stack([i, j], dim=1)], even, odd, composed[:, None])
+
+    def _drawn(self, sources: int, views: int) -> tuple[Tensor, Tensor]:
+        """One pair i < j of each source."""
+        i, j = torch.triu_indices(views, views, offset=1, device="cpu")
+        which = torch.randint(len(i), (sources,), generator=self.generator, device="cpu")
+        return i[which], j[which]
+
+    def __repr__(self) -> str:
+        """As it is built."""
+        return f"ViewPairs({self.policy!r}, group={self.group!r})"
+
+
+def between_first_and_each(group: Group, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B views A"]:
+    """The action from the first view to each, the first itself too."""
+    check_axes("actions", actions, "B T A")
+    path = [group.identity(dtype=actions.dtype, device=actions.device).expand(len(actions), -1)]
+    for t in range(actions.shape[1]):
+        path.append(group.compose(path[-1], actions[:, t]))
+    return torch.stack(path, dim=1)
