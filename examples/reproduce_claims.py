@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from objects3d import MOST, Pool
 from saccades import DIGITS, build, digits_in_clutter
-from small import small_model, train
+from small import small_model, small_recipe, train
 from torch import Tensor
 
 from seqjepa import SeqJEPA, ViewSequence
@@ -123,7 +123,7 @@ def run(condition: str, seed: int, preset: Preset, world: World) -> tuple[dict[s
         return world("train", OBSERVED + 1, torch.randint(sources, (preset.batch,), generator=generator), generator)
 
     model = small_model(32, 4, steps, with_actions=with_actions) if with_objects else build(DIGITS, steps, None)[0]
-    train(model, batch, steps, f"{condition}, seed {seed}")
+    train(model, batch, steps, f"{condition}, seed {seed}", small_recipe(model, steps))
     trained = time.perf_counter()
     views = VIEWS if with_objects else 5  # more fixations than fit into an image without coming back say little
     generator = torch.Generator().manual_seed(1000 + seed)

@@ -57,6 +57,7 @@ def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(
     assert {path.name for path in output.iterdir()} == {"saccades.png", "views.png"}
 
 
+@pytest.mark.nightly
 def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
     options = ["--objects", "160", "--steps", "5", "--output", str(tmp_path)]
     command = [sys.executable, "-W", "error", "examples/objects3d.py", *options]

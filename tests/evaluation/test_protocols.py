@@ -378,9 +378,7 @@ def test_regressions_are_of_one_width_throughout(protocol: Callable[..., Any]) -
 
 def test_twenty_neighbours_vote_or_all_that_there_are() -> None:
     labels = torch.arange(300) % 2
-    one, other = (
-        Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels) for _ in range(2)
-    )
+    one, other = (Features(z=torch.randn(300, 1, 300), actions=torch.zeros(300, 0, 1), labels=labels) for _ in range(2))
     for rows, k in ((300, 20), (12, 12)):
         train = one.draw(rows)
         assert train.labels is not None
