@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,3 +344,32 @@ def test_a_rank_that_dies_takes_the_run_down_and_leaves_the_last_checkpoint(tmp_
     assert result.returncode != 0
     assert "Signal 9 (SIGKILL)" in result.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002.pt"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", ["many-gpus", "long-runs"])
+def test_the_lines_for_torchrun_and_slurm_run_as_written_on_two_processes(page: str, tmp_path: Path) -> None:
+    """With smaller data, and SLURM's two commands put in their places: this machine is its one node."""
+    text = (ROOT / "docs" / "guides" / f"{page}.md").read_text(encoding="utf-8")
+    smaller = "--data digits --size 16 --batch-size 8 --steps 3 --observed 2"
+    lines = [
+        block.replace("--data imagenet --root data --size 128 --encoder resnet18", smaller).replace(
+            "-node 8", "-node 2"
+        )
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+        if "imagenet" in block
+    ]
+    assert lines
+    for name, content in {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "PATH": path}
+    for line in lines:
+        result = subprocess.run(
+            ["bash", "-ec", line], cwd=tmp_path, env=os.environ | slurm, capture_output=True, text=True, timeout=300
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "runs" / "b" / "model" / "model.safetensors").exists()
+        shutil.rmtree(tmp_path / "runs")
