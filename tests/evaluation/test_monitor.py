@@ -436,3 +436,13 @@ def test_a_limit_that_is_met_is_not_passed() -> None:
         replace(met, cosine=met.cosine - 1e-6), replace(met, gap=met.gap + 1e-6), replace(met, drift=met.drift - 1e-6)
     ):  # fmt: skip
         assert not Monitor(every=1, thresholds=passed)(**given).healthy  # type: ignore[union-attr]
+
+
+def test_few_directions_are_named_from_eight_rows_on() -> None:
+    verdicts = [Monitor(every=1)(z=directions(1, rows, 16)).verdict for rows in (7, 8)]  # type: ignore[union-attr]
+    assert verdicts == ["ok", "collapsing: z has effective rank 1 of 16"]
+
+
+def test_unless_told_otherwise_every_hundredth_call_is_a_report() -> None:
+    monitor, z = Monitor(), torch.randn(8, 4)
+    assert [i for i in range(1, 202) if monitor(z=z)] == [100, 200]

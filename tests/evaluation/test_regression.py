@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from seqjepa.evaluation import Regression, _mlp, regression_r2, rotation_error
-from seqjepa.evaluation._statistics import FOLDS, Standardizer, draw_folds
+from seqjepa.evaluation._statistics import FOLDS, Standardizer, draw_folds, hold_out
 from seqjepa.groups import Rotation3D
 
 SMALL: dict[str, Any] = {"hidden": (64, 64)}
@@ -399,3 +399,34 @@ def test_targets_keep_their_precision_beside_features_of_less() -> None:
     got = regression_r2(x.float(), y + far, tx.float(), ty + far, hidden=(), l2=1.0)
     plain = regression_r2(x.float(), y, tx.float(), ty, hidden=(), l2=1.0)
     assert got.per_output == pytest.approx(plain.per_output, abs=1e-4)
+
+
+def test_the_mlp_learns_from_each_row_once_an_epoch_in_a_new_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, seen = _mlp._forward, []
+
+    def recorded(parameters: list[Tensor], x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(x[:, 0])
+        return forward(parameters, x)
+
+    monkeypatch.setattr(_mlp, "_forward", recorded)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.arange(600)[:, None].float(), torch.randn(600, 1, generator=g)
+    held = hold_out(600, 0.1, g)
+    with torch.no_grad():
+        _, steps = _mlp.fit_mlp(x, y, held, (4,), 3, g)
+    assert steps <= len(seen) == 9
+    assert [len(batch) for batch in seen] == [256, 256, 28] * 3
+    epochs = [torch.cat(seen[i : i + 3]) for i in (0, 3, 6)]
+    assert all(torch.equal(epoch.sort().values, x[~held, 0]) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("width", [2, 50])
+def test_hidden_weights_are_drawn_as_nn_linear_draws_them_and_the_last_layer_is_zero(width: int) -> None:
+    first, bias, *rest = _mlp._parameters((width, 4000, 3), torch.Generator().manual_seed(0), torch.zeros(1))
+    bound = torch.nn.Linear(width, 4000).weight.detach().abs().max().item()
+    assert first.abs().max().item() == pytest.approx(bound, rel=1e-2)
+    assert first.mean().item() == pytest.approx(0, abs=bound / 50)
+    assert first.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert not any(part.any() for part in (bias, *rest))
