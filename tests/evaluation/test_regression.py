@@ -430,3 +430,22 @@ def test_hidden_weights_are_drawn_as_nn_linear_draws_them_and_the_last_layer_is_
     assert first.mean().item() == pytest.approx(0, abs=bound / 50)
     assert first.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     assert not any(part.any() for part in (bias, *rest))
+
+
+def test_what_the_mlp_keeps_is_a_fading_average_of_the_weights_of_adam() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=g, dtype=torch.float64)
+    y, held = 5 * x[:, :1] - 3, hold_out(100, 0.1, g)  # a long way at a constant rate: every round is progress
+    with torch.no_grad():
+        fit, steps = _mlp.fit_mlp(x, y, held, (), 1100, g)
+    assert steps == 1100
+    ones = torch.ones(90, 1, dtype=torch.float64)
+    inputs, weight = torch.cat([x[~held], ones], 1), torch.zeros(3, 1, dtype=torch.float64)
+    first, second, average = weight.clone(), weight.clone(), weight.clone()
+    for step in range(1, steps + 1):
+        gradient = 2 * inputs.mT @ (inputs @ weight - y[~held]) / 90
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        weight = weight - 1e-3 * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        memory = min(0.99, step / (step + 10))
+        average = memory * average + (1 - memory) * weight
+    torch.testing.assert_close(fit(torch.eye(2, dtype=torch.float64)), average[:2] + average[2])
