@@ -5,7 +5,9 @@ Every probe is fitted to many draws of the training objects and scored on others
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from claims_runs import OBJECTS, VIEWS, Worlds, untrained
@@ -29,6 +31,7 @@ HIDDEN = (256, 256)
 L2 = (1e-4, 1e-3, 1e-2)  # of linear probes of classes
 LENGTHS = (1, 2, 3, 5, VIEWS)  # M_val
 Numbers = dict[str, float]
+Pair = tuple[Tensor, Tensor]  # of the fitted rows, of the tested ones
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Split:
 
     fit: Features
     test: Features
+
+    def each(self, of: Callable[[Features], Tensor]) -> Pair:
+        """The same of both."""
+        return of(self.fit), of(self.test)
 
 
 @torch.no_grad()
@@ -65,19 +72,19 @@ def split_of(model: SeqJEPA, worlds: Worlds, seed: int) -> Split:
     return Split(encoded(model, train, draws, 1000 + seed), encoded(model, test, 4, 2000 + seed))
 
 
-def accuracy(fit: Tensor, test: Tensor, split: Split, seed: int, rows: int = 4000) -> float:
+def accuracy(x: Pair, split: Split, seed: int, rows: int = 4000) -> float:
     """Top-1 in percent of a linear probe."""
     assert split.fit.labels is not None
     assert split.test.labels is not None
     found = linear_probe(
-        fit[:rows], split.fit.labels[:rows], test, split.test.labels, l2=L2,
+        x[0][:rows], split.fit.labels[:rows], x[1], split.test.labels, l2=L2,
         train_sources=split.fit.source_numbers[:rows], test_sources=split.test.source_numbers, seed=seed,
     )  # fmt: skip
     return 100 * found.accuracy
 
 
-def r2(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], split: Split, hidden: tuple[int, ...] = HIDDEN) -> float:
-    """R², the mean over outputs, of a probe from x to y, each of the fitted and of the tested rows."""
+def r2(x: Pair, y: Pair, split: Split, hidden: tuple[int, ...] = HIDDEN) -> float:
+    """R², the mean over outputs, of a probe from x to y."""
     fit, test = split.fit.source_numbers, split.test.source_numbers
     return regression_r2(x[0], y[0], x[1], y[1], hidden=hidden, train_sources=fit, test_sources=test).mean
 
@@ -88,7 +95,7 @@ def on_the_way(model: SeqJEPA, worlds: Worlds, seed: int) -> Numbers:
     split = Split(split.fit.draw(8000), split.test)
     pairs = transformation_r2(split.fit, split.test, hidden=HIDDEN, max_pairs=16_000, seed=seed)
     return {
-        "top-1 %, z": accuracy(split.fit.z[:, 0], split.test.z[:, 0], split, seed),
+        "top-1 %, z": accuracy(split.each(lambda p: p.z[:, 0]), split, seed),
         "R² relative": pairs.relative.mean,
         "MRR": action_retrieval(model, split.test, seed=seed).mrr,
     }
@@ -98,22 +105,27 @@ def of_objects(condition: str, model: SeqJEPA, worlds: Worlds, seed: int) -> Num
     """Claims 1 to 4; of the untrained model also what exact actions alone tell of a path."""
     split = split_of(model, worlds, seed)
     numbers = classes(model, split, seed) | transformations(model, split, seed)
-    numbers |= pose_of_the_last_view(model, split, seed) | paths(model, split, worlds.preset.paths)
-    if condition == OBJECTS[2]:
-        numbers |= paths_of_exact_actions(split, worlds.preset.paths)
+    numbers |= pose_of_the_last_view(model, split, seed)
+    for m in worlds.preset.paths:
+        numbers |= path(model, split, m)
+        if condition == OBJECTS[2]:
+            numbers |= path_of_exact_actions(split, m)
     return numbers
 
 
 def classes(model: SeqJEPA, split: Split, seed: int) -> Numbers:
     """Top-1 of z, of states, and of the mean of as many z: what an aggregator has to beat."""
-    parts = split.fit, split.test
-    numbers = {"top-1 %, z": accuracy(*(p.z[:, 0] for p in parts), split, seed)}
+    numbers = {"top-1 %, z": accuracy(split.each(lambda p: p.z[:, 0]), split, seed)}
     for m in LENGTHS:
-        states = [aggregate_states(model, p, m) for p in parts]
-        numbers[f"top-1 %, state of {m}"] = accuracy(*states, split, seed)
+        states = split.each(partial(aggregate_states, model, num_views=m))
+        numbers[f"top-1 %, state of {m}"] = accuracy(states, split, seed)
         if m > 1:
-            numbers[f"top-1 %, mean of {m} z"] = accuracy(*(p.z[:, :m].mean(dim=1) for p in parts), split, seed)
+            numbers[f"top-1 %, mean of {m} z"] = accuracy(split.each(partial(mean_of_z, m)), split, seed)
     return numbers
+
+
+def mean_of_z(m: int, features: Features) -> Tensor:
+    return features.z[:, :m].mean(dim=1)
 
 
 def transformations(model: SeqJEPA, split: Split, seed: int) -> Numbers:
@@ -122,7 +134,7 @@ def transformations(model: SeqJEPA, split: Split, seed: int) -> Numbers:
     assert pairs.individual is not None
     assert pairs.relative_degrees is not None
     assert pairs.chance_degrees is not None
-    x, y = ((split.fit.z[:, 0], split.test.z[:, 0]), pose(split, 1))
+    x, y = split.each(lambda p: p.z[:, 0]), pose(split, 1)
     found = action_retrieval(model, split.test, seed=seed)
     numbers = {
         "R² relative": pairs.relative.mean,
@@ -136,24 +148,25 @@ def transformations(model: SeqJEPA, split: Split, seed: int) -> Numbers:
     return numbers | {f"R² relative, output {k}": v for k, v in enumerate(pairs.relative.per_output)}
 
 
-def pose(split: Split, m: int) -> tuple[Tensor, Tensor]:
+def pose(split: Split, m: int) -> Pair:
     """The rotation of the m-th view, one sign for each."""
-    elements = [part.elements for part in (split.fit, split.test)]
-    assert elements[0] is not None
-    assert elements[1] is not None
-    fit, test = (q[:, m - 1] * torch.where(q[:, m - 1, :1] < 0, -1.0, 1.0) for q in elements if q is not None)
-    return fit, test
+
+    def of(features: Features) -> Tensor:
+        assert features.elements is not None
+        q = features.elements[:, m - 1]
+        return q * torch.where(q[:, :1] < 0, -1.0, 1.0)
+
+    return split.each(of)
 
 
 def pose_of_the_last_view(model: SeqJEPA, split: Split, seed: int) -> Numbers:
     """Claim 3 at equal rows: R² of the last view's rotation, class among neighbours, variance between objects."""
     split = Split(split.fit.draw(12_000), split.test)
-    parts = split.fit, split.test
-    kinds = {"z": (1, [p.z[:, 0] for p in parts])}
+    kinds = {"z": (1, split.each(lambda p: p.z[:, 0]))}
     for m in (1, 4, VIEWS):
-        kinds[f"state of {m}"] = m, [aggregate_states(model, p, m) for p in parts]
-    untold = [aggregate_states(model, p, 4, e=torch.zeros_like(p.e)) for p in parts if p.e is not None]
-    kinds |= {"state of 4, actions zero": (4, untold), "mean of 4 z": (4, [p.z[:, :4].mean(dim=1) for p in parts])}
+        kinds[f"state of {m}"] = m, split.each(partial(aggregate_states, model, num_views=m))
+    kinds["state of 4, actions zero"] = 4, split.each(partial(untold, model, m=4))
+    kinds["mean of 4 z"] = 4, split.each(partial(mean_of_z, 4))
     assert split.fit.labels is not None
     assert split.test.labels is not None
     numbers = {}
@@ -168,7 +181,13 @@ def pose_of_the_last_view(model: SeqJEPA, split: Split, seed: int) -> Numbers:
     return numbers
 
 
-def neighbours_r2(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], k: int = 20) -> float:
+def untold(model: SeqJEPA, features: Features, m: int) -> Tensor:
+    """The state of m views, all actions zero."""
+    assert features.e is not None
+    return aggregate_states(model, features, m, e=torch.zeros_like(features.e))
+
+
+def neighbours_r2(x: Pair, y: Pair, k: int = 20) -> float:
     """R² of the mean of the k nearest training rows: what is near, with nothing fitted."""
     predicted = [y[0][torch.cdist(rows, x[0]).topk(k, largest=False).indices].mean(dim=1) for rows in x[1].split(256)]
     return explained(torch.cat(predicted), y[1])
@@ -187,33 +206,28 @@ def between_objects(x: Tensor, sources: Tensor) -> float:
     return (1 - within / x.var(dim=0).sum()).item()
 
 
-def paths(model: SeqJEPA, split: Split, lengths: tuple[int, ...]) -> Numbers:
+def path(model: SeqJEPA, split: Split, m: int) -> Numbers:
     """Claim 4: where a path of m views leads, from the predictor's input; refitted, and one probe robbed of a part."""
-    blank = split.fit.z.mean(dim=(0, 1))
-    numbers = {}
-    for m in lengths:
-        y = tuple(p.relative(0, m) for p in (split.fit, split.test))
-        fit = path_input(model, split.fit, m)
-        tests = {
-            "views and actions": path_input(model, split.test, m),
-            "robbed of views": path_input(model, blanked(split.test, blank), m),
-            "robbed of earlier actions": path_input(model, split.test, m, told=False),
-        }
-        of = split.fit.source_numbers
-        probe = regression_r2(
-            fit, y[0], torch.cat(list(tests.values())), y[1].repeat(len(tests), 1), hidden=HIDDEN, train_sources=of
-        )
-        for name, predicted in zip(tests, probe.predictions.chunk(len(tests)), strict=True):
-            numbers[f"path of {m}, {name}"] = explained(predicted, y[1])
-        x = tuple(path_input(model, blanked(part, blank), m) for part in (split.fit, split.test))
-        numbers[f"path of {m}, blank views, refitted"] = r2(x, y, split)  # type: ignore[arg-type]
-    return numbers
+    blank, y = split.fit.z.mean(dim=(0, 1)), split.each(lambda p: p.relative(0, m))
+    tests = {
+        "views and actions": path_input(model, split.test, m),
+        "robbed of views": path_input(model, blanked(split.test, blank), m),
+        "robbed of earlier actions": path_input(model, split.test, m, told=False),
+    }
+    probe = regression_r2(
+        path_input(model, split.fit, m), y[0], torch.cat(list(tests.values())), y[1].repeat(len(tests), 1),
+        hidden=HIDDEN, train_sources=split.fit.source_numbers,
+    )  # fmt: skip
+    predicted = zip(tests, probe.predictions.chunk(len(tests)), strict=True)
+    numbers = {f"path of {m}, {name}": explained(part, y[1]) for name, part in predicted}
+    x = split.each(lambda p: path_input(model, blanked(p, blank), m))
+    return numbers | {f"path of {m}, blank views, refitted": r2(x, y, split)}
 
 
 def path_input(model: SeqJEPA, features: Features, m: int, told: bool = True) -> Tensor:
     """The state of m views beside the embedding of the action that leaves the last; earlier actions zero if untold."""
     assert features.e is not None
-    state = aggregate_states(model, features, m, e=None if told else torch.zeros_like(features.e))
+    state = aggregate_states(model, features, m) if told else untold(model, features, m)
     return torch.cat([state, features.e[:, m - 1]], dim=1)
 
 
@@ -221,18 +235,15 @@ def blanked(features: Features, blank: Tensor) -> Features:
     return replace(features, z=blank.expand_as(features.z))
 
 
-def paths_of_exact_actions(split: Split, lengths: tuple[int, ...]) -> Numbers:
+def path_of_exact_actions(split: Split, m: int) -> Numbers:
     """What the actions tell without a model: in order, and by sums that know no order but for the last."""
-    numbers = {}
-    for m in lengths:
-        parts = split.fit, split.test
-        y = parts[0].relative(0, m), parts[1].relative(0, m)
-        given = [p.actions[:, :m] for p in parts]
-        orderly = given[0].flatten(1), given[1].flatten(1)
-        numbers[f"path of {m}, exact actions in order"] = r2(orderly, y, split)
-        blind = [torch.cat([sums(a[:, :-1]), a[:, -1]], dim=1) for a in given]
-        numbers[f"path of {m}, exact actions, order-blind"] = r2((blind[0], blind[1]), y, split)
-    return numbers
+    y = split.each(lambda p: p.relative(0, m))
+    orderly = split.each(lambda p: p.actions[:, :m].flatten(1))
+    blind = split.each(lambda p: torch.cat([sums(p.actions[:, : m - 1]), p.actions[:, m - 1]], dim=1))
+    return {
+        f"path of {m}, exact actions in order": r2(orderly, y, split),
+        f"path of {m}, exact actions, order-blind": r2(blind, y, split),
+    }
 
 
 def sums(actions: Tensor) -> Tensor:
@@ -264,12 +275,9 @@ def top1_of_walls(
         return extract(model, looked, sources=sources)
 
     split = Split(features(walls[0], 1), features(walls[1], 2))
-    parts = split.fit, split.test
-    numbers = {"top-1 %, z": accuracy(*(p.z[:, 0] for p in parts), split, seed)}
+    numbers = {"top-1 %, z": accuracy(split.each(lambda p: p.z[:, 0]), split, seed)}
     for m in lengths:
-        states = [aggregate_states(model, p, m) for p in parts]
-        numbers[f"top-1 %, state of {m}"] = accuracy(*states, split, seed)
-    numbers[f"top-1 %, mean of {lengths[-1]} z"] = accuracy(
-        *(p.z[:, : lengths[-1]].mean(dim=1) for p in parts), split, seed
-    )
-    return numbers
+        states = split.each(partial(aggregate_states, model, num_views=m))
+        numbers[f"top-1 %, state of {m}"] = accuracy(states, split, seed)
+    last = lengths[-1]
+    return numbers | {f"top-1 %, mean of {last} z": accuracy(split.each(partial(mean_of_z, last)), split, seed)}

@@ -89,7 +89,7 @@ def bf16_is_faster(side: int, rows: int = 128) -> bool:
     Told by the clock, the best of three each: that a CPU claims the instructions does not say that it is faster.
     """
     encoder, views = fast_convnet(side, 16), torch.rand(rows, 3, side, side)
-    best = {}
+    best: dict[bool, float] = {}
     for cast in (False, True, False, True, False, True):
         begun = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):

@@ -9,7 +9,7 @@ to look at the pictures, and at several of them: that is what saliency and inhib
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -85,8 +85,9 @@ class Walls:
 
     def look(self, rows: Tensor, num_views: int, gaze: str, generator: torch.Generator) -> ViewSequence:
         """Fixations on these walls by one of `GAZES`."""
-        inhibition = None if gaze == "saliency only" else "square"
-        sampler = SaccadeViews(num_views=num_views, fovea=FOVEA, inhibition=inhibition)
+        sampler = SaccadeViews(num_views=num_views, fovea=FOVEA)
+        if gaze == "saliency only":
+            sampler = replace(sampler, inhibition=None)
         saliency = None if gaze == "uniform" else self.saliency[rows]
         drawn = sampler(self.images[rows].float() / 255, saliency=saliency, generator=generator)
         return drawn._replace(labels=self.labels[rows])
