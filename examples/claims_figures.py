@@ -120,7 +120,7 @@ def claim_4(runs: Runs) -> Figure:
 def claim_5(runs: Runs) -> Figure:
     """Top-1 of five fixations beside the levels, and above each a scan path."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.25])[:, 0]
     pool = Pool(RenderedObjects(2, size=32, split="val"), 8)
     walls = Walls.of(pool.pictures.cpu(), pool.labels.cpu(), seed=1)
     for axis, gaze in zip(top.subplots(1, 3), GAZES, strict=True):
@@ -130,8 +130,8 @@ def claim_5(runs: Runs) -> Figure:
         "state\nof 1": ("top-1 %, state of 1", "tab:cyan"),
         "state\nof 5": ("top-1 %, state of 5", "tab:blue"),
         "mean of\n5 z": ("top-1 %, mean of 5 z", "tab:orange"),
-        "untrained,\nstate of 5": ("untrained, top-1 %, state of 5", NOTHING),
-        "untrained,\nmean of 5 z": ("untrained, top-1 %, mean of 5 z", "0.8"),
+        "untrained:\nstate\nof 5": ("untrained, top-1 %, state of 5", NOTHING),
+        "untrained:\nmean of\n5 z": ("untrained, top-1 %, mean of 5 z", "0.8"),
     }
     for axis, condition in zip(bottom.subplots(1, 3, sharey=True), WALLS, strict=True):
         bars(axis, [(name, values(runs, condition, number), color) for name, (number, color) in names.items()])
