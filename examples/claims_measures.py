@@ -29,6 +29,7 @@ from seqjepa.evaluation import (
 
 HIDDEN = (256, 256)
 L2 = (1e-4, 1e-3, 1e-2)  # of linear probes of classes
+PAIRS = 16_000  # of views, for the relative rotation
 LENGTHS = (1, 2, 3, 5, VIEWS)  # M_val
 Numbers = dict[str, float]
 Pair = tuple[Tensor, Tensor]  # of the fitted rows, of the tested ones
@@ -93,7 +94,7 @@ def on_the_way(model: SeqJEPA, worlds: Worlds, seed: int) -> Numbers:
     """A point of the curves over steps."""
     split = split_of(model, worlds, seed)
     split = Split(split.fit.draw(8000), split.test)
-    pairs = transformation_r2(split.fit, split.test, hidden=HIDDEN, max_pairs=16_000, seed=seed)
+    pairs = transformation_r2(split.fit, split.test, hidden=HIDDEN, max_pairs=2 * len(split.fit.z), seed=seed)
     return {
         "top-1 %, z": accuracy(split.each(lambda p: p.z[:, 0]), split, seed),
         "R² relative": pairs.relative.mean,
@@ -130,7 +131,8 @@ def mean_of_z(m: int, features: Features) -> Tensor:
 
 def transformations(model: SeqJEPA, split: Split, seed: int) -> Numbers:
     """What z tells of rotations, and what the predictor does with them."""
-    pairs = transformation_r2(split.fit, split.test, hidden=HIDDEN, max_pairs=16_000, seed=seed)
+    most = min(PAIRS, 2 * len(split.fit.z))
+    pairs = transformation_r2(split.fit, split.test, hidden=HIDDEN, max_pairs=most, seed=seed)
     assert pairs.individual is not None
     assert pairs.relative_degrees is not None
     assert pairs.chance_degrees is not None

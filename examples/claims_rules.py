@@ -18,6 +18,10 @@ WITH, WITHOUT, UNTRAINED = OBJECTS
 BOTH, SALIENT, UNIFORM = WALLS
 CHANCE = 100 / 16  # percent: classes are balanced
 SOME = 0.05  # R² below which there is nothing to fall
+# numbers, and beginnings of their names
+Z, FIVE, LAST = "top-1 %, z", "top-1 %, state of 5", f"top-1 %, state of {VIEWS}"
+POSE, AMONG, BETWEEN = "pose, MLP, ", "class among neighbours %, ", "variance between objects, "
+FULL, BLANK = "path of 3, views and actions", "path of 3, blank views, refitted"
 Seed = Mapping[str, Mapping[str, float]]  # condition → the numbers of one seed
 Part = Callable[[Seed], bool]
 
@@ -69,42 +73,40 @@ def verdict(parts: Mapping[str, list[bool]]) -> str:
     return "holds" if all(held) else "partly" if any(held) else "fails"
 
 
-def claims(paths: tuple[int, ...]) -> list[Claim]:
-    """The five. `paths`: how many views the paths have that are integrated; the rule is about paths of three."""
-    assert 3 in paths
-    z, last, five = "top-1 %, z", f"top-1 %, state of {VIEWS}", "top-1 %, state of 5"
-    among, between, pose = "class among neighbours %, ", "variance between objects, ", "pose, MLP, "
-    full, blank = "path of 3, views and actions", "path of 3, blank views, refitted"
+def no_r2(_: Seed) -> float:
+    """What chance explains."""
+    return 0.0
 
-    def rises(name: str) -> Part:
-        def part(s: Seed) -> bool:
-            return s[WITH][f"{name}z"] < min(s[WITH][f"{name}state of {m}"] for m in (4, VIEWS))
 
-        return part
-
-    one = Claim(
+def classes() -> Claim:
+    return Claim(
         "1", "The state classifies better than z, and better the more views it has seen", (WITH, UNTRAINED),
         {
-            f"top-1 of the state of {VIEWS} is above that of z": lambda s: s[WITH][last] > s[WITH][z],
+            f"top-1 of the state of {VIEWS} is above that of z": lambda s: s[WITH][LAST] > s[WITH][Z],
             f"that of 1 is below that of 5, and that of 5 at most half a point above that of {VIEWS}":
-                lambda s: s[WITH]["top-1 %, state of 1"] < s[WITH][five] <= s[WITH][last] + 0.5,
-            f"the state of {VIEWS} of an untrained network is below": lambda s: s[UNTRAINED][last] < s[WITH][last],
+                lambda s: s[WITH]["top-1 %, state of 1"] < s[WITH][FIVE] <= s[WITH][LAST] + 0.5,
+            f"the state of {VIEWS} of an untrained network is below": lambda s: s[UNTRAINED][LAST] < s[WITH][LAST],
         }, {},
-        {name: (WITH, name) for name in (z, *(f"top-1 %, state of {m}" for m in (1, 2, 3, 5, VIEWS)))},
+        {name: (WITH, name) for name in (Z, *(f"top-1 %, state of {m}" for m in (1, 2, 3, 5, VIEWS)))},
         {
-            "untrained": (UNTRAINED, last), "untrained, z": (UNTRAINED, z),
+            "untrained": (UNTRAINED, LAST), "untrained, z": (UNTRAINED, Z),
             f"mean of {VIEWS} z": (WITH, f"top-1 %, mean of {VIEWS} z"),
             f"untrained, mean of {VIEWS} z": (UNTRAINED, f"top-1 %, mean of {VIEWS} z"),
         },
     )  # fmt: skip
 
-    def halves(name: str) -> Part:
-        return lambda s: s[WITH][name] > SOME and s[WITHOUT][name] < s[WITH][name] / 2
 
-    def same_accuracy(s: Seed) -> bool:
-        return abs(s[WITHOUT][last] - s[WITH][last]) <= 2
+def same_accuracy(s: Seed) -> bool:
+    return abs(s[WITHOUT][LAST] - s[WITH][LAST]) <= 2
 
-    two = Claim(
+
+def halves(name: str) -> Part:
+    """Without actions it is less than half of what it is with them."""
+    return lambda s: s[WITH][name] > SOME and s[WITHOUT][name] < s[WITH][name] / 2
+
+
+def equivariance() -> Claim:
+    return Claim(
         "2", "Without actions z tells less of the rotation, and the class as well", (WITH, WITHOUT, UNTRAINED),
         {
             f"top-1 of the state of {VIEWS} within two points": same_accuracy,
@@ -120,7 +122,7 @@ def claims(paths: tuple[int, ...]) -> list[Claim]:
         },
         {
             f"{name}, {told} actions": (condition, name)
-            for name in ("R² relative", "R² individual", "R² individual, linear", "MRR", last)
+            for name in ("R² relative", "R² individual", "R² individual, linear", "MRR", LAST)
             for told, condition in (("with", WITH), ("without", WITHOUT))
         },
         {
@@ -128,69 +130,85 @@ def claims(paths: tuple[int, ...]) -> list[Claim]:
             "untrained, R² individual, linear": (UNTRAINED, "R² individual, linear"),
             "untrained, MRR": (UNTRAINED, "MRR"), "MRR, chance": (WITH, "MRR, chance"),
         },
-        lambda s: 0.0,
+        no_r2,
     )  # fmt: skip
-    three = Claim(
+
+
+def rises(kind: str) -> Part:
+    """From z to the states of several views."""
+    return lambda s: s[WITH][f"{kind}z"] < min(s[WITH][f"{kind}state of {m}"] for m in (4, VIEWS))
+
+
+def invariance() -> Claim:
+    return Claim(
         "3", "The state is invariant where z is equivariant", (WITH, UNTRAINED),
         {
-            f"class among 20 neighbours rises from z to the states of 4 and {VIEWS}": rises(among),
-            f"variance between objects rises from z to the states of 4 and {VIEWS}": rises(between),
+            f"class among 20 neighbours rises from z to the states of 4 and {VIEWS}": rises(AMONG),
+            f"variance between objects rises from z to the states of 4 and {VIEWS}": rises(BETWEEN),
         },
         {"R² of the last view's rotation from the state of 4 is less than half of that from z, at equal rows":
-            lambda s: s[WITH][f"{pose}z"] > SOME and s[WITH][f"{pose}state of 4"] < s[WITH][f"{pose}z"] / 2},
+            lambda s: s[WITH][f"{POSE}z"] > SOME and s[WITH][f"{POSE}state of 4"] < s[WITH][f"{POSE}z"] / 2},
         {
             f"{kind}{name}": (WITH, f"{kind}{name}")
-            for kind in (pose, among, between)
+            for kind in (POSE, AMONG, BETWEEN)
             for name in ("z", "state of 1", "state of 4", f"state of {VIEWS}", "state of 4, actions zero")
         },
-        {"untrained": (UNTRAINED, f"{pose}state of 4"), "untrained, z": (UNTRAINED, f"{pose}z")}
-        | {f"{kind}mean of 4 z": (WITH, f"{kind}mean of 4 z") for kind in (pose, among, between)}
-        | {f"untrained, {kind}state of 4": (UNTRAINED, f"{kind}state of 4") for kind in (among, between)},
-        lambda s: 0.0,
+        {"untrained": (UNTRAINED, f"{POSE}state of 4"), "untrained, z": (UNTRAINED, f"{POSE}z")}
+        | {f"{kind}mean of 4 z": (WITH, f"{kind}mean of 4 z") for kind in (POSE, AMONG, BETWEEN)}
+        | {f"untrained, {kind}state of 4": (UNTRAINED, f"{kind}state of 4") for kind in (AMONG, BETWEEN)},
+        no_r2,
     )  # fmt: skip
-    four = Claim(
+
+
+def path_integration(paths: tuple[int, ...]) -> Claim:
+    """`paths`: how many views the paths have that are integrated; the rule is about those of three."""
+    assert 3 in paths
+    return Claim(
         "4", "Path integration: views and actions tell where a path leads", (WITH, WITHOUT, UNTRAINED),
         {
             "after three views, R² is above that of the model without actions by 0.3":
-                lambda s: s[WITH][full] > s[WITHOUT][full] + 0.3,
-            "and above that of an untrained network": lambda s: s[WITH][full] > s[UNTRAINED][full],
+                lambda s: s[WITH][FULL] > s[WITHOUT][FULL] + 0.3,
+            "and above that of an untrained network": lambda s: s[WITH][FULL] > s[UNTRAINED][FULL],
         },
         {
-            "views and actions are above blank views": lambda s: s[WITH][full] > s[WITH][blank],
-            "blank views are above the model without actions": lambda s: s[WITH][blank] > s[WITHOUT][full],
+            "views and actions are above blank views": lambda s: s[WITH][FULL] > s[WITH][BLANK],
+            "blank views are above the model without actions": lambda s: s[WITH][BLANK] > s[WITHOUT][FULL],
         },
         {f"path of {m}, {name}": (WITH, f"path of {m}, {name}") for m in paths
          for name in ("views and actions", "blank views, refitted", "robbed of views", "robbed of earlier actions")}
         | {f"path of {m}, without actions": (WITHOUT, f"path of {m}, views and actions") for m in paths},
-        {"untrained": (UNTRAINED, full)}
+        {"untrained": (UNTRAINED, FULL)}
         | {f"untrained, path of {m}": (UNTRAINED, f"path of {m}, views and actions") for m in paths}
         | {f"path of {m}, {name}": (UNTRAINED, f"path of {m}, {name}") for m in paths
            for name in ("exact actions in order", "exact actions, order-blind")},
-        lambda s: 0.0,
+        no_r2,
     )  # fmt: skip
-    five_ = Claim(
+
+
+def saccades() -> Claim:
+    gazes = {gaze: gaze.removeprefix("wall, ") for gaze in WALLS}
+    return Claim(
         "5", "Saccades: saliency helps, and so does inhibition of return", WALLS,
         {
             "top-1 of the state of 5 with both is above uniform fixations by a point":
-                lambda s: s[BOTH][five] > s[UNIFORM][five] + 1,
-            "and above saliency alone by a point": lambda s: s[BOTH][five] > s[SALIENT][five] + 1,
+                lambda s: s[BOTH][FIVE] > s[UNIFORM][FIVE] + 1,
+            "and above saliency alone by a point": lambda s: s[BOTH][FIVE] > s[SALIENT][FIVE] + 1,
             "and above that of an untrained network that looks alike, by a point":
-                lambda s: s[BOTH][five] > s[BOTH][f"untrained, {five}"] + 1,
+                lambda s: s[BOTH][FIVE] > s[BOTH][f"untrained, {FIVE}"] + 1,
         }, {},
-        {gaze.removeprefix("wall, "): (gaze, five) for gaze in WALLS}
-        | {f"z, {gaze.removeprefix('wall, ')}": (gaze, z) for gaze in WALLS},
-        {"untrained": (BOTH, f"untrained, {five}")}
-        | {f"untrained, {gaze.removeprefix('wall, ')}": (gaze, f"untrained, {five}") for gaze in WALLS}
-        | {f"mean of 5 z, {gaze.removeprefix('wall, ')}": (gaze, "top-1 %, mean of 5 z") for gaze in WALLS}
-        | {f"pictures seen %, {gaze.removeprefix('wall, ')}": (gaze, "pictures seen %") for gaze in WALLS},
+        {name: (gaze, FIVE) for gaze, name in gazes.items()}
+        | {f"z, {name}": (gaze, Z) for gaze, name in gazes.items()},
+        {"untrained": (BOTH, f"untrained, {FIVE}")}
+        | {f"untrained, {name}": (gaze, f"untrained, {FIVE}") for gaze, name in gazes.items()}
+        | {f"mean of 5 z, {name}": (gaze, "top-1 %, mean of 5 z") for gaze, name in gazes.items()}
+        | {f"pictures seen %, {name}": (gaze, "pictures seen %") for gaze, name in gazes.items()},
     )  # fmt: skip
-    return [one, two, three, four, five_]
 
 
 def summary(runs: Mapping[int, Seed], paths: tuple[int, ...]) -> dict[str, Any]:
     """Of each claim, what the seeds say whose runs are all done. Claims of which no seed is done are left out."""
     judged = {}
-    for claim in claims(paths):
+    for claim in (classes(), equivariance(), invariance(), path_integration(paths), saccades()):
         seeds = [numbers for numbers in runs.values() if all(need in numbers for need in claim.needs)]
         if seeds:
             judged[claim.number] = claim.judged(seeds)
