@@ -15,15 +15,9 @@ __all__ = ["IN_ORDER", "ORDER_BLIND", "in_order", "order_blind"]
 IN_ORDER, ORDER_BLIND = "exact actions, in order", "exact actions, order-blind"
 
 
-def in_order(features: Features, start: int, stop: int, length: int | None = None) -> Float[Tensor, "N L"]:
-    """The actions from `start` to `stop`, side by side; with a `length`, standing still fills up to so many."""
-    told = _coordinates(features)[:, start:stop]
-    missing = 0 if length is None else length - told.shape[1]
-    if missing:
-        group = group_of(features)
-        still = coordinates(group, group.identity(dtype=told.dtype, device=told.device))
-        told = torch.cat([told, still.expand(len(told), missing, -1)], dim=1)
-    return told.flatten(1)
+def in_order(features: Features, start: int, stop: int) -> Float[Tensor, "N L"]:
+    """The actions from `start` to `stop`, side by side."""
+    return _coordinates(features)[:, start:stop].flatten(1)
 
 
 def order_blind(features: Features, start: int, stop: int) -> Float[Tensor, "N L"]:

@@ -18,7 +18,7 @@ from seqjepa.evaluation.composition import composition_error
 from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, aggregate_states, occurrence
 from seqjepa.evaluation.invariance import Invariance, invariance
-from seqjepa.evaluation.paths import MODEL_VARIANTS, VARIANTS, path_integration
+from seqjepa.evaluation.paths import LEVELS, MODEL_VARIANTS, path_integration
 from seqjepa.evaluation.retrieval import action_retrieval, prediction_retrieval_error
 from seqjepa.evaluation.shuffles import Sensitivity, sensitivity
 from seqjepa.evaluation.transformations import (
@@ -178,11 +178,15 @@ class Measuring:
                 "paths.rows", "", lambda: [redraw(self.model, f, count, seed=self.seed) for f, count in rows]
             )
             few, others = drawn or (few, others)
-        variants = VARIANTS if self.levels else MODEL_VARIANTS
+        beside = LEVELS if self.levels else LEVELS[:1]  # of the model itself the first
+        some = sorted({1, 2, 3, 5, self.views - 1} & {*range(1, self.views)})
         curves = self._make(
             "paths",
             reason,
-            lambda: path_integration(self.model, few, others, variants=variants, **settings),
+            lambda: {
+                **path_integration(self.model, few, others, variants=MODEL_VARIANTS, **settings),
+                **path_integration(self.model, few, others, variants=beside, num_views=some, **settings),
+            },
         )
         for variant, curve in (curves or {}).items():
             if not curve:

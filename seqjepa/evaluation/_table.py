@@ -15,9 +15,9 @@ from seqjepa.evaluation.transformations import TransformationR2
 __all__ = ["table", "won_by_untrained"]
 
 TOLD = {  # what the variants of a path are, where the name does not say it
-    "actions only": "actions only (blank views, probe fitted to them: what actions alone tell)",
-    "probe robbed of views": "the first probe robbed of views (no rule on its order)",
-    "probe robbed of earlier actions": "the first probe robbed of earlier actions (no rule either)",
+    "actions only": "actions only (what actions alone tell)",
+    "probe robbed of views": "robbed of views, same probe",
+    "probe robbed of earlier actions": "robbed of earlier actions, same probe",
 }
 
 
@@ -153,7 +153,9 @@ def _invariance(card: Results) -> Iterator[Row]:
             yield _percent(f"class among 20 neighbours, {name}", found.classes)
         if found.between is not None:
             share = f"{found.between:.2f}"
-            yield Row(f"share of variance between objects, {name}", share, "0", {None: share}, 1)
+            yield Row(
+                f"share of variance between objects, {name}", share, "0", {None: share}, int(name.startswith("state"))
+            )
 
 
 def _paths(card: Results) -> Iterator[Row]:

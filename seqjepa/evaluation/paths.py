@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,12 +14,13 @@ from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, group_of, 
 from seqjepa.evaluation.features import Features, aggregate_states, blank_views
 from seqjepa.groups import Group
 
-__all__ = ["MODEL_VARIANTS", "VARIANTS", "path_integration"]
+__all__ = ["LEVELS", "MODEL_VARIANTS", "VARIANTS", "path_integration"]
 
 WITHOUT_VIEWS, WITHOUT_ACTIONS = "probe robbed of views", "probe robbed of earlier actions"
 ROBBED = (WITHOUT_VIEWS, WITHOUT_ACTIONS)
-MODEL_VARIANTS = ("views and actions", "views only", "actions only", "state alone", "mean of z", *ROBBED)
-VARIANTS = (*MODEL_VARIANTS, IN_ORDER, ORDER_BLIND)
+MODEL_VARIANTS = ("views and actions", "views only", "actions only", "state alone", *ROBBED)
+LEVELS = ("mean of z", IN_ORDER, ORDER_BLIND)
+VARIANTS = (*MODEL_VARIANTS, *LEVELS)
 FROM_TWO = ("state alone", *ROBBED)  # these begin at two views
 
 Curve = dict[int, TransformationFit]
@@ -60,9 +60,6 @@ def path_integration(
 
     - "probe robbed of views": the mean view's z in place of every view;
     - "probe robbed of earlier actions": zeros in place of all embedded actions but the upcoming one.
-
-    An MLP is one for all M of a variant, told M as one number in so many, with the rows of all of them; a linear probe,
-    and one of a model whose state has another width at each M, is fitted for each M.
 
     Rows decide more than most settings: from 2,000 to 20,000 R² of views and actions rose by 0.25, that of actions only
     by 0.04. [`redraw`][seqjepa.evaluation.redraw] makes many sequences of the same views.
@@ -135,30 +132,15 @@ def _curves(
     hidden: Sequence[int],
     seed: int,
 ) -> dict[str, Curve]:
-    """What is read off by the probe, or the probes, fitted to these rows: variant → M_val → R²."""
+    """What is read off by the probes fitted to these rows, one for each M_val: variant → M_val → R²."""
     curves: dict[str, Curve] = {name: {} for name in read}
-    together = [list(fits)] if hidden and len({rows.x.shape[1] for rows in fits.values()}) == 1 else [[m] for m in fits]
-    for lengths in together:
-        asked = [(name, m) for name, rows in read.items() for m in lengths if m in rows]
-        if asked:
-            fit = _joined([_with_length(fits[m], m, lengths) for m in lengths])
-            scores = [_with_length(read[name][m], m, lengths) for name, m in asked]
-            for (name, m), result in zip(asked, regress_each(group, fit, scores, hidden, seed), strict=True):
+    for m, fit in fits.items():
+        names = [name for name, rows in read.items() if m in rows]
+        if names:
+            scores = [read[name][m] for name in names]
+            for name, result in zip(names, regress_each(group, fit, scores, hidden, seed), strict=True):
                 curves[name][m] = result
     return curves
-
-
-def _with_length(rows: Rows, m: int, lengths: Sequence[int]) -> Rows:
-    """The rows, each told which of the lengths it is of, where there are several."""
-    if len(lengths) == 1:
-        return rows
-    told = F.one_hot(torch.tensor(lengths.index(m), device=rows.x.device), len(lengths)).to(rows.x)
-    return Rows(torch.cat([rows.x, told.expand(len(rows.x), -1)], dim=1), rows.action, rows.source)
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    x, action, source = (torch.cat([getattr(rows, name) for rows in parts]) for name in ("x", "action", "source"))
-    return Rows(x, action, source)
 
 
 class _Inputs:
@@ -167,7 +149,6 @@ class _Inputs:
     def __init__(self, model: Any, train: Features) -> None:
         self.model, self.train = model, train
         self.made: dict[tuple[int, str, int], Tensor] = {}
-        self.longest = train.num_views - 1
 
     def rows(self, features: Features, variant: str, m: int) -> Rows:
         """Inputs, the path that each is asked for, and sources."""
@@ -176,7 +157,7 @@ class _Inputs:
 
     def _x(self, features: Features, variant: str, m: int) -> Float[Tensor, "N L"]:
         if variant == IN_ORDER:
-            return in_order(features, 0, m, self.longest)
+            return in_order(features, 0, m)
         if variant == ORDER_BLIND:
             return torch.cat([order_blind(features, 0, m - 1), in_order(features, m - 1, m)], dim=1)
         if variant == "state alone":
