@@ -545,6 +545,7 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # by SequentialLR itself, before torch 2.9
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_of_torch_s_schedules_too(kind: str, tmp_path: Path) -> None:
     def build(rate: float, length: int) -> tuple[Any, Any, Any]:

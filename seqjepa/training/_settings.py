@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
@@ -111,8 +111,8 @@ def _replay(scheduler: Any, built: dict[str, Any]) -> None:
     scheduler.load_state_dict(copy.deepcopy(built))
     for group, rate in zip(scheduler.optimizer.param_groups, built["_last_lr"], strict=True):
         _set_rate(group, rate)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the optimiser has made no step yet
+    with catch_warnings():
+        simplefilter("ignore")  # that the optimiser has made no step yet
         for _ in range(steps):
             scheduler.step()
 
