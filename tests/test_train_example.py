@@ -190,7 +190,12 @@ def test_settings_that_may_change_take_effect_and_others_are_refused(
     ("--resume of nothing: none holds no checkpoint", "--run none --resume"),
     ("An epoch needs at least one batch; 24 items over 1 rank are 24 each, and batch_size is 25", "--batch-size 25"),
     ("invalid choice: 'turned'", "--sampler turned"),
-    ("--steps must be at least 1; got 0", "--steps 0"),
+    ("--steps must be at least 1, and finite; got 0", "--steps 0"),
+    ("--rate must be at least 0, and finite; got nan", "--rate nan"),
+    ("--clip must be at least 0, and finite; got inf", "--clip inf"),
+    ("error: ", "--device cdua"),
+    ("Not a directory", "--run empty/file"),
+    ("broken/config.json cannot be read as JSON", "--run broken --resume auto"),
     ("empty holds no image", "--data empty"),
     ("unknown setting 'bath_size'; near: batch_size", "--config wrong.json"),
     ("steps cannot be '5'", "--config text.json"),
@@ -200,6 +205,9 @@ def test_bad_input_is_refused_in_words_and_nothing_is_written(
     words: str, options: str, recipe: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "file").write_text("no folder")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"steps')
     (tmp_path / "wrong.json").write_text('{"bath_size": 3}')
     (tmp_path / "text.json").write_text('{"steps": "5"}')
     there = sorted(tmp_path.rglob("*"))

@@ -30,7 +30,9 @@ class ViewLoader:
     where the sampler draws; not on the number of workers, nor on what else the program draws. Random transforms in the
     dataset find the global generators of torch, NumPy and Python seeded for this item of this epoch; the state that
     they had before is put back. (Seeding takes longer than many items do: a generator is seeded from the first batch on
-    that is seen to draw from it, which is loaded once more.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed
+    that is seen to draw from it, which is loaded once more. To read its state and leave it so is not seen, and finds
+    the program's: seed what `torch.random.fork_rng()` isolates, use no `torch.initial_seed()`, or write a
+    SeededDataset.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed
     a generator for each item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for
     items by index. Items are loaded on the CPU, whatever `torch.set_default_device` says.
 
