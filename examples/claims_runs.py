@@ -9,7 +9,8 @@ from functools import cached_property
 
 import torch
 from claims_model import Batch, bf16_is_faster, build, settled, train_and_look
-from objects3d import DEVICE, MOST, PAPER, Pool, train_as_in_the_paper
+from objects3d import DEVICE, MOST, PAPER, Pool, build_the_paper_s
+from small import train
 from torch import Tensor
 from wall import FOVEA, GAZES, Walls
 
@@ -117,7 +118,8 @@ def trained(condition: str, seed: int, worlds: Worlds, look: Look) -> SeqJEPA:
     torch.manual_seed(seed)  # weights; the views have a generator of their own
     batch = world_batch(condition, worlds, torch.Generator().manual_seed(seed))
     if preset.paper and not wall:
-        return train_as_in_the_paper(batch, steps, "without" not in condition)
+        model, recipe = build_the_paper_s(steps, "without" not in condition)
+        return train(model, batch, steps, f"{condition}, seed {seed}", recipe)
     model = new_model(condition, steps, preset)
     at = () if wall else [steps // part for part in preset.looks]
     if bf16_is_faster(FOVEA if wall else 32):  # weights and the loss stay in float32
