@@ -103,12 +103,9 @@ def test_a_measure_that_the_untrained_model_wins_is_marked(tmp_path: Path) -> No
 def test_sequences_that_come_once_are_shown_to_both() -> None:
     def once(seed: int) -> Iterator[ViewSequence]:
         whole = world(60, 3, seed)
-        yield from (
-            whole._replace(
-                **{name: getattr(whole, name)[rows] for name in ("views", "actions", "parameters", "labels")}
-            )
-            for rows in torch.arange(60).split(25)
-        )
+        for rows in torch.arange(60).split(25):
+            known = {name: getattr(whole, name)[rows] for name in ("views", "actions", "parameters", "labels")}
+            yield whole._replace(**known)
 
     in_turn = card_of(Exact(), once(0), once(1), untrained=Untrained, ood=once(2))
     whole = card_of(Exact(), *(world(60, 3, seed) for seed in (0, 1)), untrained=Untrained, ood=world(60, 3, 2))
