@@ -58,8 +58,8 @@ def redraw(model: Any, features: Features, rows: int, *, num_views: int | None =
     orders = math.perm(views, length)
     if not 1 <= rows <= count * orders:
         raise ValueError(
-            f"rows must be from 1 to {count * orders}: {count} sequences of {views} views give {orders} different ones "
-            f"of {length} each; got {rows}. Encode more sources or views, or ask for fewer rows."
+            f"rows must be from 1 to {count * orders}: each of the {count} sequences of {views} views gives {orders} "
+            f"of {length}; got {rows}. Encode more sources or views, or ask for fewer rows."
         )
     source, order = (part.to(features.z.device) for part in _orders(features, rows, length, seed))
     along, group = features.from_first()[source[:, None], order], features.group

@@ -103,12 +103,9 @@ def test_a_measure_that_the_untrained_model_wins_is_marked(tmp_path: Path) -> No
 def test_sequences_that_come_once_are_shown_to_both() -> None:
     def once(seed: int) -> Iterator[ViewSequence]:
         whole = world(60, 3, seed)
-        yield from (
-            whole._replace(
-                **{name: getattr(whole, name)[rows] for name in ("views", "actions", "parameters", "labels")}
-            )
-            for rows in torch.arange(60).split(25)
-        )
+        for rows in torch.arange(60).split(25):
+            known = {name: getattr(whole, name)[rows] for name in ("views", "actions", "parameters", "labels")}
+            yield whole._replace(**known)
 
     in_turn = card_of(Exact(), once(0), once(1), untrained=Untrained, ood=once(2))
     whole = card_of(Exact(), *(world(60, 3, seed) for seed in (0, 1)), untrained=Untrained, ood=world(60, 3, 2))
@@ -305,7 +302,7 @@ def test_no_two_drawn_sequences_are_alike() -> None:
     features = extract(Exact(), world(4, 3))
     every = redraw(Exact(), features, 24).z.flatten(1)
     assert len(every.unique(dim=0)) == 24  # all orders of three views
-    with pytest.raises(ValueError, match="4 sequences of 3 views give 24 different ones of 3 each; got 25"):
+    with pytest.raises(ValueError, match="from 1 to 24: each of the 4 sequences of 3 views gives 6 of 3; got 25"):
         redraw(Exact(), features, 25)
     with pytest.raises(ValueError, match="from 1 to the 3 views that there are; got 4"):
         redraw(Exact(), features, 5, num_views=4)
@@ -315,7 +312,7 @@ def test_no_two_drawn_sequences_are_alike() -> None:
 
 def test_fewer_draws_than_rows_asked_for_cost_the_rows_alone() -> None:
     card = card_of(Exact(), world(30, 2), world(30, 2, seed=1), path_rows=500)
-    assert "30 sequences of 2 views give 60 different ones" in card.skipped["paths.rows"]
+    assert "each of the 30 sequences of 2 views gives 2 of 2; got 500" in card.skipped["paths.rows"]
     plain = card_of(Exact(), world(30, 2), world(30, 2, seed=1))
     assert card.to_dict()["paths"] == plain.to_dict()["paths"]
 
@@ -370,7 +367,7 @@ def test_labels_and_parameters_that_are_missing_cost_their_columns_alone() -> No
     assert card.invariance["z"].classes is None
     assert card.skipped["invariance.classes"] == "the sequences have no labels"
     assert "absolute parameters are not known" in card.skipped["invariance.pose"]
-    single = card_of(Exact(), *(world(40, 1, seed) for seed in (0, 1)))
+    single = card_of(Exact(), *(world(40, 1, seed) for seed in (0, 1)), num_views=())
     assert "takes two rows of each object" in single.skipped["invariance.between"]
 
 
