@@ -40,9 +40,9 @@ def parse(kind: type[T], description: str | None) -> T:
         values = {} if file is None else _read(file, {f.name: hints[f.name] for f in known})
         values |= given
         for f in known:
-            least = f.metadata["least"]
-            if least is not None and values.get(f.name, f.default) < least:
-                raise ValueError(f"--{f.name.replace('_', '-')} must be at least {least}; got {values[f.name]}")
+            least, value = f.metadata["least"], values.get(f.name, f.default)
+            if least is not None and not least <= value < float("inf"):  # nor NaN, which is not less than anything
+                raise ValueError(f"--{f.name.replace('_', '-')} must be at least {least}, and finite; got {value}")
         return kind(**values)
     except ValueError as error:
         parser.error(str(error))

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure, SubFigure
 from sklearn.decomposition import PCA
-from small import small_model, train
+from small import Recipe, change, paper_recipe, print_table, small_model, small_recipe, train
 from torch import Tensor
 from tqdm import tqdm
 
@@ -87,38 +87,24 @@ def sample_batch(source: Source, settings: Settings, generator: torch.Generator)
     return source.sample(index, num_views=OBSERVED + 1, generator=generator)
 
 
-def train_small(batch: Callable[[], ViewSequence], steps: int, with_actions: bool) -> SeqJEPA:
-    """The paper's recipe, scaled down."""
+def build_small(steps: int, with_actions: bool) -> tuple[SeqJEPA, Recipe]:
+    """The paper's model and recipe, scaled down."""
     model = small_model(32, 4, steps, with_actions=with_actions).to(DEVICE)
-    return train(model, batch, steps, NAMES[with_actions])
+    return model, small_recipe(model, steps)
 
 
-def train_as_in_the_paper(batch: Callable[[], ViewSequence], steps: int, with_actions: bool) -> SeqJEPA:
-    """ResNet-18, the paper's optimiser, and its schedules stretched over the run: the warm-up is a fiftieth of it."""
-    preset, fiftieth = replace(PAPER, epochs=50, warmup_epochs=1), math.ceil(steps / 50)
-    model = preset.model(fiftieth, embedder=None if with_actions else NoActions())
+def build_the_paper_s(steps: int, with_actions: bool) -> tuple[SeqJEPA, Recipe]:
+    """ResNet-18, the paper's optimiser, and its schedules stretched over the run."""
+    model = replace(PAPER, epochs=steps).model(1, embedder=None if with_actions else NoActions())
     model = model.to(DEVICE).to(memory_format=torch.channels_last)
-    optimizer = preset.optimizer(model)
-    scheduler = preset.scheduler(optimizer, fiftieth)
-    for step in (progress := tqdm(range(steps), desc=NAMES[with_actions], unit="step")):
-        views, actions, *_ = batch()
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            out = model(views, actions)
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-        scheduler.step()
-        model.update_target()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{out.loss.item():.3f}")
-    return model.eval()  # from here on batch norm uses its running statistics
+    return model, paper_recipe(PAPER, model, steps)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What differs between a laptop and a GPU."""
 
-    train: Callable[[Callable[[], ViewSequence], int, bool], SeqJEPA]
+    build: Callable[[int, bool], tuple[SeqJEPA, Recipe]]
     size: int  # of a view, pixels
     pool: int  # views of an object rendered beforehand; 0 for new ones in every step
     objects: int  # to train on
@@ -137,10 +123,10 @@ class Settings:
 
 
 PRESETS = {
-    "cpu": Settings(train_small, 32, 16, 2000, 2000, 480, batch=128, epochs=130),
+    "cpu": Settings(build_small, 32, 16, 2000, 2000, 480, batch=128, epochs=130),
     # As many objects as 3DIEBench has to train on.
     "gpu": Settings(
-        train_as_in_the_paper, PAPER.image_size, 0, 41_900, 8000, 4000, batch=PAPER.batch_size, epochs=PAPER.epochs
+        build_the_paper_s, PAPER.image_size, 0, 41_900, 8000, 4000, batch=PAPER.batch_size, epochs=PAPER.epochs
     ),
 }
 
@@ -224,15 +210,9 @@ def report(columns: dict[str, dict[str, float]]) -> None:
     print("\nHeld-out objects; z of one view, state m of m views. accuracy: of a linear probe, 16 classes.")
     print("R²: share of the variance of the relative quaternion that an MLP explains, given two views' z, or the")
     print("    states of two sequences (then from the last view of one to that of the other). error: its mean angle.\n")
-    print(" " * 22 + "".join(f"{name:>17}" for name in columns))
-    for row in columns["with actions"]:
-        print(f"{row:<22}" + "".join(f"{c[row]:>17.{2 if 'R²' in row else 1}f}" for c in columns.values()))
-
-    def change(before: float, after: float) -> str:
-        return f"{'rises' if after > before else 'falls'} from {before:.3g} to {after:.3g}"
-
+    print_table(columns)
     t, bare = columns["with actions"], columns.get("without actions")
-    print(f"\nFrom z of one view to state 5, accuracy {change(t['accuracy %, z'], t['accuracy %, state 5'])} %")
+    print(f"From z of one view to state 5, accuracy {change(t['accuracy %, z'], t['accuracy %, state 5'])} %")
     print(f"and the R² of rotation {change(t['R² rotation, z'], t['R² rotation, state 5'])}.")
     if bare:
         print(f"Without actions, the R² of rotation from z {change(t['R² rotation, z'], bare['R² rotation, z'])}")
@@ -264,7 +244,8 @@ def main() -> None:
     for with_actions in (True, False)[: 2 if args.compare else 1]:
         torch.manual_seed(args.seed)  # weights and dropout; the views have a generator of their own
         batch = partial(sample_batch, source, settings, torch.Generator().manual_seed(args.seed))
-        model = settings.train(batch, steps, with_actions)
+        model, recipe = settings.build(steps, with_actions)
+        train(model, batch, steps, NAMES[with_actions], recipe)
         columns[NAMES[with_actions]] = measure(model, source, held_out, settings, args.seed)
         if with_actions:
             draw(model, held_out, others, args.output / "objects3d.png")

@@ -24,12 +24,16 @@ T = TypeVar("T")
 def start_processes(device: str) -> torch.device:
     """Join the other ranks, where torchrun started this one, and take this rank's device. Before any loader is made."""
     if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    with clear_errors():
+        found = torch.empty(0, device=device).device  # what is unknown or not here says so
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return torch.device(device)
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+    return found
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def clear_errors() -> Iterator[None]:
     """What is wrong with the settings ends the program with a line instead of a traceback."""
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, AssertionError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -64,7 +68,12 @@ def _check_folder(settings: Any) -> None:
         raise ValueError(f"{folder} holds a run already. Go on with it by --resume auto, or choose another by --run")
     if not file.exists():
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} cannot be read as JSON ({error}). Mend it, or choose another folder by --run"
+        ) from None
     changed = [f for f in fields(settings) if before.get(f.name) != getattr(settings, f.name) and f.name != "resume"]
     told = [(f, f"{f.name} was {before.get(f.name)!r} and is {getattr(settings, f.name)!r}") for f in changed]
     if any(f.metadata["fixed"] for f in changed):

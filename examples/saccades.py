@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
-from small import ResidualBlock
+from small import Recipe, ResidualBlock, change, paper_recipe, print_table, small_recipe, train
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,7 +42,7 @@ from seqjepa import (
     ViewSequence,
 )
 from seqjepa.data import SaccadeViews, show, spectral_residual
-from seqjepa.functional import WarmupCosineSchedule
+from seqjepa.evaluation import Features, aggregate_states, extract, state_transformation_r2, top1, transformation_r2
 from seqjepa.presets import get_preset
 
 VARIANTS = 8  # pictures made of each training digit, in other clutter
@@ -150,7 +150,8 @@ class Gaze(NamedTuple):
     def __call__(self, pictures: Pictures, num_views: int, generator: torch.Generator) -> ViewSequence:
         saccades = SaccadeViews(num_views=num_views, fovea=self.setting.fovea, radius=self.setting.radius)
         saliency = pictures.saliency if self.salient else None
-        return saccades(pictures.images.float() / 255, saliency=saliency, generator=generator)
+        sequence = saccades(pictures.images.float() / 255, saliency=saliency, generator=generator)
+        return sequence._replace(labels=pictures.labels)
 
 
 def small_convnet(width: int = 16) -> nn.Module:
@@ -162,17 +163,13 @@ def small_convnet(width: int = 16) -> nn.Module:
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
-def build(
-    setting: Setting, steps: int, embedder: nn.Module | None
-) -> tuple[SeqJEPA, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """The model, its optimiser and its learning rate: the paper's, or smaller ones that learn faster."""
+def build(setting: Setting, steps: int, embedder: nn.Module | None) -> tuple[SeqJEPA, Recipe]:
+    """The model and what moves it: the paper's, or smaller ones that learn faster."""
     if setting == PAPER:
-        paper = get_preset("saccades-32")
-        warmup = steps * paper.warmup_epochs // paper.epochs
-        paper = replace(paper, epochs=steps, warmup_epochs=warmup)  # in steps, however long the run
-        model = paper.model(1, embedder=embedder).to(DEVICE).to(memory_format=torch.channels_last)
-        optimizer = paper.optimizer(model)
-        return model, optimizer, paper.scheduler(optimizer, 1)
+        preset = get_preset("saccades-32")
+        model = replace(preset, epochs=steps).model(1, embedder=embedder)
+        model = model.to(DEVICE).to(memory_format=torch.channels_last)
+        return model, paper_recipe(preset, model, steps)
     model = SeqJEPA.from_encoder(
         small_convnet(),
         action_dim=2,
@@ -181,9 +178,7 @@ def build(
         momentum=CosineSchedule(0.98, 1.0, steps),  # a short run needs a target that follows faster than the paper's
         loss=SeqJEPALoss(regularizer=VarianceCovariance()),  # the paper has none: alone, its loss learns the place here
     ).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)  # the schedule sets the rate
-    rate = WarmupCosineSchedule(1e-4, 2e-3, 1e-5, warmup_steps=min(50, steps - 1), total_steps=steps)
-    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return model, small_recipe(model, steps)
 
 
 def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -192,100 +187,42 @@ def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         yield from torch.randperm(n, generator=generator)[: max(1, n // size) * size].split(size)
 
 
-def train(pictures: Pictures, gaze: Gaze, steps: int, seed: int, actions: bool) -> SeqJEPA:
-    """Predict the view after the observed ones, and let the target follow."""
+def train_one(pictures: Pictures, gaze: Gaze, steps: int, seed: int, actions: bool) -> SeqJEPA:
+    """A model with or without actions."""
     torch.manual_seed(seed)  # weights and dropout; the views have a generator of their own
     generator = torch.Generator().manual_seed(seed)
-    model, optimizer, scheduler = build(gaze.setting, steps, None if actions else NoActions())
+    model, recipe = build(gaze.setting, steps, None if actions else NoActions())
     rows = batches(len(pictures.images), gaze.setting.batch, generator)
-    name = "with actions" if actions else "without actions"
-    for step in (progress := tqdm(range(steps), desc=name, unit="step")):
-        sequence = gaze(pictures.take(next(rows)), gaze.setting.observed + 1, generator)
-        out = model(sequence.views, sequence.actions)
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-        scheduler.step()
-        model.update_target()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{out.loss.item():.3f}")
-    return model.eval()  # from here on batch norm uses its running statistics
+
+    def batch() -> ViewSequence:
+        return gaze(pictures.take(next(rows)), gaze.setting.observed + 1, generator)
+
+    return train(model, batch, steps, "with actions" if actions else "without actions", recipe)
 
 
-@torch.no_grad()
-def represent(
-    model: SeqJEPA, pictures: Pictures, gaze: Gaze, draws: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Look five times at every picture, `draws` times over: z of the last view, states of the last 1, 3 and 5 views."""
-    rows = []
-    for _ in range(draws):
-        parts = []
-        for chunk in torch.arange(len(pictures.images)).split(CHUNK):
-            views, actions, positions, *_ = gaze(pictures.take(chunk), 5, generator)
-            z, e = model.encode(views), model.embed(actions)
-            states = {f"state {m}": model.aggregate(z[:, 5 - m :], e[:, 5 - m :]) for m in (1, 3, 5)}
-            parts.append({"z": z[:, -1], **states, "positions": positions[:, -1]})
-        rows.append({key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}  # (draws, N, ...) each
-
-
-def probe(head: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, generator: torch.Generator) -> Tensor:
-    """Train a head on frozen features, and return what it says of held-out ones."""
-    net = nn.Sequential(nn.BatchNorm1d(x.shape[1], affine=False), head).to(DEVICE)  # batch norm standardises
-    batch, epochs = min(512, len(x)), 8
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (len(x) // batch))
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
-            optimizer.zero_grad()
-            loss(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-            scheduler.step()
-    with torch.no_grad():
-        return net.eval()(x_test)
-
-
-def accuracy(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, generator: torch.Generator) -> float:
-    """Percent of held-out rows that a linear probe puts in the right class."""
-    classes = int(y.max()) + 1
-    logits = probe(nn.Linear(x.shape[1], classes), nn.CrossEntropyLoss(), x, y, x_test, generator)
-    return 100 * (logits.argmax(dim=1) == y_test).float().mean().item()
-
-
-def r_squared(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, generator: torch.Generator) -> float:
-    """Share of the variance of held-out position differences that an MLP explains, the mean of down and right."""
-    mlp = nn.Sequential(
-        nn.Linear(x.shape[1], 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 2)
-    )
-    scale = y.std(dim=0)
-    errors = y_test - scale * probe(mlp, nn.MSELoss(), x, y / scale, x_test, generator)
-    return (1 - errors.square().sum(dim=0) / (y_test - y_test.mean(dim=0)).square().sum(dim=0)).mean().item()
+def features(model: SeqJEPA, pictures: Pictures, gaze: Gaze, draws: int, generator: torch.Generator) -> Features:
+    """Of five views of every picture, drawn `draws` times."""
+    rows = torch.arange(len(pictures.images)).repeat(draws)
+    looks = (gaze(pictures.take(chunk), 5, generator) for chunk in rows.split(CHUNK))
+    return extract(model, looks, sources=rows)
 
 
 def measure(model: SeqJEPA, split: tuple[Pictures, Pictures], gaze: Gaze, seed: int) -> dict[str, float]:
     """The rows of the table: probes learn on views of training pictures and are scored on held-out ones."""
-    torch.manual_seed(seed)  # weights and dropout of the probes
     generator = torch.Generator().manual_seed(seed + 1)
-    some = [
-        pictures.take(torch.arange(min(most, len(pictures.images))))
-        for pictures, most in zip(split, (4000, 1000), strict=True)
-    ]
-    fit, test = (represent(model, p, gaze, draws, generator) for p, draws in zip(some, (8, 8), strict=True))
+    fit, test = (
+        features(model, pictures.take(torch.arange(min(most, len(pictures.images)))), gaze, 2, generator)
+        for pictures, most in zip(split, (2000, 1000), strict=True)
+    )
     table: dict[str, float] = {}
-    if some[0].labels is not None and some[1].labels is not None:
-        y, y_test = some[0].labels.repeat(8), some[1].labels.repeat(8)
-        for name in ("z", "state 1", "state 3", "state 5"):
-            x, x_test = fit[name].flatten(0, 1), test[name].flatten(0, 1)
-            table[f"accuracy %, {name}"] = accuracy(x, y, x_test, y_test, generator)
-
-    def pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.flatten(0, 1), x.roll(-1, dims=0).flatten(0, 1)  # each look with the next one at the same picture
-
-    (a, b), (a_test, b_test) = pairs(fit["positions"]), pairs(test["positions"])
-    for name in ("z", "state 1"):  # longer paths tell where they end by their actions alone: the image has edges
-        x, x_test = torch.cat(pairs(fit[name]), dim=1), torch.cat(pairs(test[name]), dim=1)
-        table[f"R² position, {name}"] = r_squared(x, b - a, x_test, b_test - a_test, generator)
-    return table
+    if fit.labels is not None:
+        accuracy = top1(model, fit, test, num_views=(1, 3, 5), seed=seed)
+        table["accuracy %, z"] = 100 * accuracy.z.accuracy
+        table |= {f"accuracy %, state {m}": 100 * state.accuracy for m, state in accuracy.states.items()}
+    table["R² position, z"] = transformation_r2(fit, test, seed=seed).relative.mean
+    # Longer paths tell where they end by their actions alone: the image has edges.
+    of_state = state_transformation_r2(model, fit, test, num_views=1, seed=seed)
+    return table | {"R² position, state 1": of_state.relative.mean}
 
 
 def draw(model: SeqJEPA, pictures: Pictures, gaze: Gaze, folder: Path) -> None:
@@ -298,13 +235,15 @@ def draw(model: SeqJEPA, pictures: Pictures, gaze: Gaze, folder: Path) -> None:
     shown.savefig(folder / "views.png", dpi=100)
 
     some = pictures.take(torch.arange(min(400, len(pictures.images))))
-    features = represent(model, some, gaze, 6, generator)
-    down = features["positions"][..., 0].flatten().cpu().numpy()
+    known = features(model, some, gaze, 6, generator)
+    assert known.elements is not None
+    down = known.elements[:, -1, 0].cpu().numpy()
+    rows = known.z[:, -1], aggregate_states(model, known, 5)
     figure = Figure(figsize=(10, 8), layout="constrained")
     grid = figure.subplots(2, 2, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
-    for axes, name, title in zip(grid, ("z", "state 5"), ("z of a view", "state of five views"), strict=True):
-        x = features[name]
-        across, within = (PCA(2).fit_transform(part.flatten(0, 1).cpu().numpy()) for part in (x, x - x.mean(dim=0)))
+    for axes, x, title in zip(grid, rows, ("z of a view", "state of five views"), strict=True):
+        own = x - x.unflatten(0, (6, -1)).mean(dim=0).repeat(6, 1)
+        across, within = (PCA(2).fit_transform(part.cpu().numpy()) for part in (x, own))
         colours = np.zeros(len(across)) if some.labels is None else some.labels.repeat(6).cpu().numpy()
         by_class = axes[0].scatter(*across.T, c=colours, cmap="tab10", s=6, linewidths=0)
         if some.labels is not None:
@@ -323,15 +262,8 @@ def report(columns: dict[str, dict[str, float]]) -> None:
     print("\nHeld-out pictures; z of one view, state m of m views. accuracy: of a linear probe.")
     print("R²: share of the variance of the difference between two fixations on a picture that an MLP explains,")
     print("    given both views' z or both their states; the mean of down and right.\n")
-    print(" " * 22 + "".join(f"{name:>17}" for name in columns))
-    for row in columns["with actions"]:
-        print(f"{row:<22}" + "".join(f"{c[row]:>17.{1 if '%' in row else 2}f}" for c in columns.values()))
-
-    def change(before: float, after: float) -> str:
-        return f"{'rises' if after > before else 'falls'} from {before:.3g} to {after:.3g}"
-
+    print_table(columns)
     t, bare = columns["with actions"], columns.get("without actions")
-    print()
     if "accuracy %, z" in t:
         print(f"From z of one view to state 5, accuracy {change(t['accuracy %, z'], t['accuracy %, state 5'])} %.")
     if bare:
@@ -360,7 +292,7 @@ def main() -> None:
     gaze = Gaze(setting, args.fixations == "saliency")
     columns = {}
     for name in ("with actions", "without actions") if args.compare else ("with actions",):
-        model = train(split[0], gaze, steps, args.seed, name == "with actions")
+        model = train_one(split[0], gaze, steps, args.seed, name == "with actions")
         if name == "with actions":
             draw(model, split[1], gaze, args.output)
         columns[name] = measure(model, split, gaze, args.seed)

@@ -1,16 +1,30 @@
-"""What the examples share: an encoder that a CPU trains in minutes, and the paper's recipe scaled down to it."""
+"""What the smaller examples share: an encoder that a CPU trains in minutes, the shortest loop, and a table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from seqjepa import ActionEmbedder, CosineSchedule, NoActions, SeqJEPA, ViewSequence
 from seqjepa.functional import WarmupCosineSchedule
+from seqjepa.presets import Preset
+
+
+class Recipe(NamedTuple):
+    """What moves the weights."""
+
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    clip: float = math.inf  # most length of a gradient
 
 
 class ResidualBlock(nn.Module):
@@ -53,25 +67,55 @@ def small_model(side: int, action_dim: int, steps: int, *, with_actions: bool = 
     )
 
 
-def train(model: SeqJEPA, batch: Callable[[], ViewSequence], steps: int, name: str, rate: float = 2e-3) -> SeqJEPA:
-    """Predict the last view of each batch from those before it, and let the target follow; returned in eval mode.
+def small_recipe(model: SeqJEPA, steps: int) -> Recipe:
+    """AdamW with a cosine decay, as in the paper, at a rate for small models.
 
-    AdamW with a cosine decay, as in the paper. At this rate the aggregator, whose norms come after its layers, needs a
-    slow start and clipped gradients: without them some runs diverge after a few hundred steps.
+    At this rate the aggregator, whose norms come after its layers, needs a slow start and clipped gradients: without
+    them some runs diverge after a few hundred steps.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)  # the schedule sets the rate
-    schedule = WarmupCosineSchedule(1e-4, rate, 1e-5, warmup_steps=min(200, steps // 2), total_steps=steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    rate = WarmupCosineSchedule(1e-4, 2e-3, 1e-5, warmup_steps=min(200, steps // 2), total_steps=steps)
+    return Recipe(optimizer, LambdaLR(optimizer, rate), clip=1.0)
+
+
+def paper_recipe(preset: Preset, model: SeqJEPA, steps: int) -> Recipe:
+    """The paper's optimiser, and its schedule stretched over a run of this length: the same share of it warms up."""
+    preset = replace(preset, epochs=steps, warmup_epochs=steps * preset.warmup_epochs // preset.epochs)
+    optimizer = preset.optimizer(model)
+    return Recipe(optimizer, preset.scheduler(optimizer, steps_per_epoch=1))
+
+
+def train(model: SeqJEPA, batch: Callable[[], ViewSequence], steps: int, name: str, recipe: Recipe) -> SeqJEPA:
+    """Predict the last view of each batch from those before it, and let the target follow; returned in eval mode.
+
+    What a run of hours needs besides, checkpoints and a monitor to begin with, is in train.py.
+    """
+    optimizer, scheduler, clip = recipe
+    device = next(model.parameters()).device
     model.train()
     for step in (progress := tqdm(range(steps), desc=name, unit="step")):
         views, actions, *_ = batch()
-        out = model(views, actions)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            out = model(views, actions)
         optimizer.zero_grad()
         out.loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         scheduler.step()
         model.update_target()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{out.loss.item():.3f}")
     return model.eval()
+
+
+def print_table(columns: dict[str, dict[str, float]]) -> None:
+    """A column for each model, a row for each measure."""
+    print(" " * 22 + "".join(f"{name:>17}" for name in columns))
+    for row in next(iter(columns.values())):
+        print(f"{row:<22}" + "".join(f"{c[row]:>17.{2 if 'R²' in row else 1}f}" for c in columns.values()))
+    print()
+
+
+def change(before: float, after: float) -> str:
+    """What a number does, in words."""
+    return f"{'rises' if after > before else 'falls'} from {before:.3g} to {after:.3g}"

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from seqjepa import ActionEmbedder, CosineSchedule, NoActions, SeqJEPA
-from seqjepa.distributed import all_reduce, gather, rank, world_size
+from seqjepa.distributed import all_reduce, rank, world_size
 from seqjepa.encoders import timm_encoder
 from seqjepa.evaluation import Monitor, OnlineProbe
 from seqjepa.functional import WarmupCosineSchedule
@@ -105,7 +105,8 @@ def train(settings: Settings, device: torch.device) -> int:
         optimizer = torch.optim.AdamW(weight_groups(model, settings.weight_decay), lr=1.0)  # the schedule sets the rate
         low, warmup = settings.rate / 100, min(settings.warmup, settings.steps // 2)
         rate = WarmupCosineSchedule(low, settings.rate, low, warmup, settings.steps)
-        statistics, tally, monitor = RunningStatistics(model), running.Tally(skipped=0), Monitor(settings.monitor_every)
+        statistics, tally = RunningStatistics(model), running.Tally(skipped=0)
+        monitor = Monitor(settings.monitor_every, over_ranks=True)
         width, classes = model.aggregator.dim, source.num_classes
         probe = None if classes is None else OnlineProbe(width, classes, device=device)
         run = Checkpoints(
@@ -151,10 +152,9 @@ def train(settings: Settings, device: torch.device) -> int:
                 model.update_target()
                 if probe is not None and batch.labels is not None:
                     probe.update(out.state, batch.labels)
-                look = gather if (monitor.step + 1) % monitor.every == 0 else torch.Tensor.detach
                 values["monitor"] = monitor(
-                    z=look(out.z.detach()), state=look(out.state.detach()), prediction=look(out.prediction.detach()),
-                    target=look(out.target), encoder=model.encoder, target_encoder=model.target,
+                    z=out.z, state=out.state, prediction=out.prediction, target=out.target, encoder=model.encoder,
+                    target_encoder=model.target,
                 )  # fmt: skip
             elif settings.nonfinite == "stop":
                 sys.exit(f"error: loss {loss}, gradient {gradient}; {step=}, {settings.seed=}; go on from {run.latest}")

@@ -25,21 +25,24 @@ class ConditionedPredictor(nn.Module):
     """Predict the next view's representation from the state and the embedding of the action that leads to it.
 
     The paper's MLP on [state ; action]: linear without bias, batch norm, ReLU, linear. With `hidden_dim=None` the
-    linear form: linear without bias, batch norm. In training mode batch norm needs at least two rows. The first linear
-    map has a bias only where no norm follows.
+    linear form: linear without bias, batch norm. In training mode batch norm needs at least two rows. A linear map has
+    a bias only where no norm follows. A second hidden layer helps where an action does not add to what the state knows
+    but turns it: a rotation of space is a product of the two.
 
     Args:
         state_dim: S, width of the state.
         action_dim: E, width of the action's embedding; 0 without actions.
         dim: D, width of the prediction: the encoder's.
-        hidden_dim: width of the hidden layer (1024 in the paper), or None for the linear form.
+        hidden_dim: width of a hidden layer (1024 in the paper), or None for the linear form.
+        depth: hidden layers, each linear, norm, ReLU (1 in the paper); the linear form has none, and takes no other.
         norm: "batch" as in the paper; "layer" or "rms", which do not depend on the batch; or None.
 
     Shapes:
         state (B, S), action (B, E) → (B, D).
 
     Raises:
-        ValueError: another rank, width, device, or batches that differ; an unknown norm.
+        ValueError: another rank, width, device, or batches that differ; an unknown norm; a depth below 1, or one for
+            the linear form.
         TypeError: a higher precision than the weights'.
 
     Source:
@@ -50,6 +53,9 @@ class ConditionedPredictor(nn.Module):
         >>> predictor = ConditionedPredictor(state_dim=640, action_dim=128, dim=512)
         >>> predictor(torch.randn(8, 640), torch.randn(8, 128)).shape
         torch.Size([8, 512])
+        >>> deep = ConditionedPredictor(state_dim=48, action_dim=32, dim=16, hidden_dim=512, depth=2)
+        >>> [layer.out_features for layer in deep.layers if isinstance(layer, torch.nn.Linear)]
+        [512, 512, 16]
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class ConditionedPredictor(nn.Module):
         dim: int,
         hidden_dim: int | None = 1024,
         *,
+        depth: int = 1,
         norm: Literal["batch", "layer", "rms"] | None = "batch",
     ) -> None:
         super().__init__()
@@ -68,14 +75,24 @@ class ConditionedPredictor(nn.Module):
                 f"state_dim={state_dim}, action_dim={action_dim}, dim={dim}, hidden_dim={hidden_dim}. "
                 "For the linear form use hidden_dim=None."
             )
+        if depth < 1 or (hidden_dim is None and depth != 1):
+            raise ValueError(
+                f"depth is the number of hidden layers, at least 1; got depth={depth} and hidden_dim={hidden_dim}. "
+                "The linear form, hidden_dim=None, has none: leave depth out."
+            )
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {norm!r}.")
         self.state_dim, self.action_dim, self.dim, self.hidden_dim = state_dim, action_dim, dim, hidden_dim
-        self.norm = norm
-        width = hidden_dim or dim
-        layers: list[nn.Module] = [nn.Linear(state_dim + action_dim, width, bias=norm is None), NORMS[norm](width)]
+        self.depth, self.norm = depth, norm
+        width, width_in = hidden_dim or dim, state_dim + action_dim
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Linear(width_in, width, bias=norm is None), NORMS[norm](width)]
+            if hidden_dim:
+                layers.append(nn.ReLU())
+            width_in = width
         if hidden_dim:
-            layers += [nn.ReLU(), nn.Linear(width, dim)]
+            layers.append(nn.Linear(width, dim))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, state: Float[Tensor, "B S"], action: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:

@@ -1,14 +1,24 @@
 """The examples run as their first lines say, in a small size."""
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+import claims_rules  # noqa: E402
+import claims_runs  # noqa: E402
+import reproduce_claims  # noqa: E402
+import wall  # noqa: E402
 
 
 def test_the_quickstart_trains_measures_and_draws(tmp_path: Path) -> None:
@@ -57,6 +67,7 @@ def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(
     assert {path.name for path in output.iterdir()} == {"saccades.png", "views.png"}
 
 
+@pytest.mark.nightly
 def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
     options = ["--objects", "160", "--steps", "5", "--output", str(tmp_path)]
     command = [sys.executable, "-W", "error", "examples/objects3d.py", *options]
@@ -72,24 +83,113 @@ def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "objects3d.png").stat().st_size > 10_000
 
 
+def claims(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """The script in this process: three starts would import all libraries three times."""
+    monkeypatch.setattr(sys, "argv", ["reproduce_claims.py", "--preset", "smoke", *options])
+    reproduce_claims.main()
+
+
+def test_a_run_of_the_claims_that_is_done_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--only", "wall, uniform", "--seed", "7", "--output", str(tmp_path)]
+    claims(monkeypatch, *options)
+    first = capsys.readouterr().out
+    assert "1 of 1 runs left; now wall, uniform, seed 7" in first
+    numbers = tmp_path / "wall-uniform-7.json"
+    written, report = numbers.stat().st_mtime_ns, (tmp_path / "report.md").read_text(encoding="utf-8")
+    found = json.loads(numbers.read_text(encoding="utf-8"))["numbers"]
+    assert {"top-1 %, state of 5", "top-1 %, mean of 5 z", "untrained, top-1 %, state of 5"} <= set(found)
+    assert 15 < found["pictures seen %"] < 35
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["claims"] == {}  # three gazes are needed
+    claims(monkeypatch, *options)
+    assert report in capsys.readouterr().out
+    assert numbers.stat().st_mtime_ns == written
+    numbers.unlink()  # a start that was stopped between training and measuring
+    monkeypatch.setattr(reproduce_claims, "trained", lambda *_: pytest.fail("trained again"))
+    claims(monkeypatch, *options)
+    assert json.loads(numbers.read_text(encoding="utf-8"))["numbers"] == found
+    other = numbers.read_text(encoding="utf-8").replace('"instances": 64', '"instances": 63')
+    numbers.write_text(other, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"is of other settings than the preset has now; move it away"):
+        claims(monkeypatch, *options)
+
+
 @pytest.mark.nightly
-def test_the_claims_are_tried_and_runs_that_are_done_are_not_done_again(tmp_path: Path) -> None:
-    options = ["--preset", "smoke", "--only", "objects, with actions", "--output", str(tmp_path)]
-    command = [sys.executable, "-W", "error", "examples/reproduce_claims.py", *options]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert "| 3. R² from the state is far below that from z" in first.stdout
-    assert "normalised across views" in first.stdout
-    (done,) = (tmp_path / "smoke").glob("*.json")
-    written = done.stat().st_mtime_ns
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.stdout == first.stdout
-    assert done.stat().st_mtime_ns == written
-    assert (tmp_path / "smoke" / "report.md").read_text(encoding="utf-8") == first.stdout
-    done.write_text(done.read_text(encoding="utf-8").replace('"instances": 96', '"instances": 95'), encoding="utf-8")
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "is of other settings than --preset smoke has now; move it away" in refused.stderr
+def test_the_claims_are_tried_each_beside_its_levels(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "examples/reproduce_claims.py", "--preset", "smoke"]
+    result = subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["claims"]
+    assert set(found) == set("12345")
+    for claim in found.values():
+        assert claim["verdict"] in ("holds", "partly", "fails")
+        assert {"untrained", "chance"} <= claim["levels"].keys()
+        assert all(isinstance(value, float) for value in (claim["figures"] | claim["levels"]).values())
+    draw = [sys.executable, "-W", "error", "examples/claims_figures.py", "--preset", "smoke"]
+    drawn = subprocess.run([*draw, str(tmp_path), str(tmp_path / "figures")], cwd=ROOT, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {f"claim{i}" for i in range(1, 6)}
+
+
+def saccades_of(both: float, salient: float, uniform: float, untrained: float) -> dict[str, dict[str, float]]:
+    """What one seed of the walls found."""
+    names = {"top-1 %, z": 20.0, "top-1 %, mean of 5 z": 30.0, "pictures seen %": 50.0}
+    names["untrained, top-1 %, state of 5"] = untrained
+    states = zip(claims_runs.WALLS, (both, salient, uniform), strict=True)
+    return {condition: names | {"top-1 %, state of 5": state} for condition, state in states}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [
+        ([(50, 35, 7, 10), (48, 33, 8, 10)], "holds"),
+        ([(50, 35, 7, 10), (48, 47.5, 8, 10)], "partly"),  # less than a point in one seed
+        ([(50, 35, 7, 49.5)], "partly"),  # an untrained network does as well
+        ([(8, 8, 8, 10)], "fails"),
+    ],
+)
+def test_a_claim_holds_if_every_part_of_its_rule_does_in_every_seed(
+    seeds: list[tuple[float, float, float, float]], verdict: str
+) -> None:
+    runs = {seed: saccades_of(*numbers) for seed, numbers in enumerate(seeds)}
+    found = claims_rules.summary(runs, paths=(3,))["claims"]
+    assert set(found) == {"5"}  # of the others no run is done
+    assert found["5"]["verdict"] == verdict
+    assert found["5"]["levels"]["chance"] == 6.25
+    assert found["5"]["seeds"] == len(seeds)
+    assert found["5"]["figures"]["uniform"] == pytest.approx(np.mean([numbers[2] for numbers in seeds]))
+    assert f"| **{verdict}** |" in claims_rules.report({"claims": found}, runs)
+
+
+def test_a_seed_that_is_not_whole_is_left_out_of_the_verdict() -> None:
+    whole, cut = saccades_of(50, 35, 7, 10), saccades_of(8, 8, 8, 10)
+    del cut[claims_runs.WALLS[2]]
+    assert claims_rules.summary({7: whole, 8: cut}, paths=(3,))["claims"]["5"]["seeds"] == 1
+
+
+def test_more_pictures_than_a_wall_has_cells_are_refused() -> None:
+    pictures = torch.zeros(2, 12, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"A wall has 9 cells and there are 12 pictures of an object; got hung=10"):
+        wall.Walls.of(pictures, torch.arange(2), seed=0, hung=10)
+
+
+def test_salient_fixations_see_more_of_the_pictures_and_inhibited_ones_most() -> None:
+    pictures = torch.randint(256, (50, 8, 3, 32, 32), dtype=torch.uint8)
+    walls, rows = wall.Walls.of(pictures, torch.arange(50), seed=0), torch.arange(100)
+    seen = [walls.seen(rows, walls.look(rows, 5, gaze, torch.Generator().manual_seed(0))) for gaze in wall.GAZES]
+    both, salient, uniform = seen
+    assert uniform < 0.35 < 0.45 < salient < 0.62 < both < 0.8
+
+
+def test_the_angles_of_3diebench_ood_make_the_rotations_of_its_box() -> None:
+    angles = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * math.pi - math.pi / 2
+    outside = torch.stack([angles[:, 0] + math.pi, math.pi - angles[:, 1], angles[:, 2] + math.pi], dim=1)
+    outside = (outside + math.pi) % (2 * math.pi) - math.pi
+    assert (outside.abs() >= math.pi / 2).all()  # where 3DIEBench-OOD draws all three
+    for axes in ("xyz", "XYZ"):  # extrinsic, intrinsic
+        ours, theirs = (Rotation.from_euler(axes, part.numpy()).as_matrix() for part in (angles, outside))
+        np.testing.assert_allclose(theirs, ours, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,44 @@ def test_the_compiled_step_trains_in_bfloat16() -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_a_captured_step_trains_as_an_eager_one() -> None:
+    """Views in, weights and target moved: one CUDA graph, replayed; the momentum's schedule goes on inside it."""
+
+    def prepared() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        encoder = TinyEncoder()
+        model = tiny_model(encoder=encoder, target=EMATarget(encoder, CosineSchedule(0.5, 1.0, 10)), dropout=0.0).cuda()
+        weights = [p for p in model.parameters() if p.requires_grad]
+        return model, torch.optim.AdamW(weights, lr=1e-2, capturable=True)
+
+    views, actions = (x.cuda() for x in sequence())
+
+    def step(model: Any, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(views, actions).loss.backward()
+        optimizer.step()
+        model.update_target()
+
+    captured, optimizer = prepared()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the libraries set themselves up
+        for _ in range(3):
+            step(captured, optimizer)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # runs nothing
+        step(captured, optimizer)
+    for _ in range(4):
+        graph.replay()
+    eager, optimizer = prepared()
+    for _ in range(7):
+        step(eager, optimizer)
+    assert captured.target.step == eager.target.step == 7
+    for mine, theirs in zip(captured.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+
+
 def test_attention_runs_in_a_fused_kernel() -> None:
     model = tiny_model().cuda()
     views, actions = (x.cuda() for x in sequence())

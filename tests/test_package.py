@@ -137,7 +137,9 @@ def test_the_package_is_typed_and_has_a_version() -> None:
 def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_admitted() -> None:
     declared = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     admitted = dict(
-        re.findall(r'"([\w-]+)>=([\d.]+)"', declared[declared.index("\ndependencies") : declared.index("\ndocs = ")])
+        re.findall(
+            r'"([\w-]+)>=([\d.]+)"', declared[declared.index("\ndependencies") : declared.index("\nlightning = ")]
+        )
     )
     admitted |= dict(re.findall(r'"([\w-]+)>=([\d.]+)"', next(re.finditer(r"^test = .*$", declared, re.M))[0]))
     tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (PACKAGE.parent / "tests/oldest.txt").read_text("utf-8"), re.M))

@@ -51,6 +51,30 @@ def test_it_is_a_map_of_state_and_action_side_by_side(hidden: int | None) -> Non
     torch.testing.assert_close(predictor(state, action), x, atol=1e-5, rtol=1e-5)
 
 
+def test_hidden_layers_follow_one_another_each_with_its_norm() -> None:
+    predictor = randomise(ConditionedPredictor(3, 2, 4, 6, depth=3)).eval()
+    kinds = [type(layer) for layer in predictor.layers]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 3 + [nn.Linear]
+    state, action = torch.randn(5, 3), torch.randn(5, 2)
+    p, x = dict(predictor.named_parameters()) | dict(predictor.named_buffers()), torch.cat([state, action], dim=1)
+    for layer in (0, 3, 6):
+        norm = f"layers.{layer + 1}"
+        x = x @ p[f"layers.{layer}.weight"].T
+        x = (x - p[f"{norm}.running_mean"]) / (p[f"{norm}.running_var"] + 1e-5).sqrt()
+        x = (x * p[f"{norm}.weight"] + p[f"{norm}.bias"]).clamp(min=0)
+    expected = x @ p["layers.9.weight"].T + p["layers.9.bias"]
+    torch.testing.assert_close(predictor(state, action), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms", None])
+def test_one_hidden_layer_more_changes_no_name_of_the_first(norm: Any) -> None:
+    one, two = (ConditionedPredictor(3, 2, 4, 6, depth=depth, norm=norm).state_dict() for depth in (1, 2))
+    assert {k: one[k].shape for k in one if not k.startswith("layers.3")}.items() <= {
+        k: v.shape for k, v in two.items()
+    }.items()
+    assert ("layers.3.bias" in two) == (norm is None)  # a bias only where no norm follows
+
+
 def test_in_eval_mode_a_row_depends_on_itself_alone() -> None:
     predictor = ConditionedPredictor(3, 2, 4).eval()
     state, action = torch.randn(5, 3), torch.randn(5, 2)
@@ -123,6 +147,27 @@ def test_the_predictor_s_norm_is_saved_with_it_and_weights_keep_their_names(tmp_
     assert (config["predictor"]["norm"], older["predictor"].pop("norm")) == ("layer", "batch")
     (tmp_path / "config.json").write_text(json.dumps(older))  # as it was written before there was a choice
     assert SeqJEPA.from_pretrained(tmp_path, encoder=TinyEncoder(8)).predictor.norm == "batch"
+
+
+def test_the_predictor_s_depth_is_saved_with_it_and_older_folders_have_one_hidden_layer(tmp_path: Path) -> None:
+    model = randomise(tiny_model(predictor=ConditionedPredictor(12, 4, 8, 16, depth=2))).eval()
+    model.save_pretrained(tmp_path / "deep")
+    again = SeqJEPA.from_pretrained(tmp_path / "deep", encoder=TinyEncoder(8))
+    state, action = torch.randn(5, 12), torch.randn(5, 4)
+    assert again.predictor.depth == 2
+    assert torch.equal(again.predict(state, action), model.predict(state, action))
+    tiny_model().save_pretrained(tmp_path / "older")
+    file = tmp_path / "older" / "config.json"
+    older = json.loads(file.read_text())
+    assert older["predictor"].pop("depth") == 1
+    file.write_text(json.dumps(older))  # as it was written before there was a choice
+    assert SeqJEPA.from_pretrained(tmp_path / "older", encoder=TinyEncoder(8)).predictor.depth == 1
+
+
+@pytest.mark.parametrize("bad", [{"depth": 0}, {"depth": -1}, {"hidden_dim": None, "depth": 2}])
+def test_impossible_depths_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"depth is the number of hidden layers, at least 1; got .* leave depth out\."):
+        ConditionedPredictor(3, 2, 4, **bad)
 
 
 def test_an_unknown_norm_is_refused() -> None:

@@ -562,3 +562,13 @@ def test_submodules_keep_the_modes_they_were_copied_with() -> None:
     assert target.training
     assert target.encoder.training
     assert not target.encoder.bn1.training
+
+
+def test_weights_that_are_tied_after_the_copy_are_followed_under_each_name() -> None:
+    encoder = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    target = EMATarget(encoder, 0.5)
+    before = [target.encoder[i].weight.clone() for i in (0, 1)]
+    encoder[1].weight = encoder[0].weight
+    target.update(encoder)
+    for i in (0, 1):
+        torch.testing.assert_close(target.encoder[i].weight, (before[i] + encoder[0].weight).detach() / 2)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,7 +190,12 @@ def test_settings_that_may_change_take_effect_and_others_are_refused(
     ("--resume of nothing: none holds no checkpoint", "--run none --resume"),
     ("An epoch needs at least one batch; 24 items over 1 rank are 24 each, and batch_size is 25", "--batch-size 25"),
     ("invalid choice: 'turned'", "--sampler turned"),
-    ("--steps must be at least 1; got 0", "--steps 0"),
+    ("--steps must be at least 1, and finite; got 0", "--steps 0"),
+    ("--rate must be at least 0, and finite; got nan", "--rate nan"),
+    ("--clip must be at least 0, and finite; got inf", "--clip inf"),
+    ("error: ", "--device cdua"),
+    ("Not a directory", "--run empty/file"),
+    ("broken/config.json cannot be read as JSON", "--run broken --resume auto"),
     ("empty holds no image", "--data empty"),
     ("unknown setting 'bath_size'; near: batch_size", "--config wrong.json"),
     ("steps cannot be '5'", "--config text.json"),
@@ -198,6 +205,9 @@ def test_bad_input_is_refused_in_words_and_nothing_is_written(
     words: str, options: str, recipe: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "file").write_text("no folder")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"steps')
     (tmp_path / "wrong.json").write_text('{"bath_size": 3}')
     (tmp_path / "text.json").write_text('{"steps": "5"}')
     there = sorted(tmp_path.rglob("*"))
@@ -342,3 +352,32 @@ def test_a_rank_that_dies_takes_the_run_down_and_leaves_the_last_checkpoint(tmp_
     assert result.returncode != 0
     assert "Signal 9 (SIGKILL)" in result.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002.pt"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", ["many-gpus", "long-runs"])
+def test_the_lines_for_torchrun_and_slurm_run_as_written_on_two_processes(page: str, tmp_path: Path) -> None:
+    """With smaller data, and SLURM's two commands put in their places: this machine is its one node."""
+    text = (ROOT / "docs" / "guides" / f"{page}.md").read_text(encoding="utf-8")
+    smaller = "--data digits --size 16 --batch-size 8 --steps 3 --observed 2"
+    lines = [
+        block.replace("--data imagenet --root data --size 128 --encoder resnet18", smaller).replace(
+            "-node 8", "-node 2"
+        )
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+        if "imagenet" in block
+    ]
+    assert lines
+    for name, content in {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "PATH": path}
+    for line in lines:
+        result = subprocess.run(
+            ["bash", "-ec", line], cwd=tmp_path, env=os.environ | slurm, capture_output=True, text=True, timeout=300
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "runs" / "b" / "model" / "model.safetensors").exists()
+        shutil.rmtree(tmp_path / "runs")

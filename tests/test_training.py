@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import lr_scheduler
 
 from seqjepa import ConditionedPredictor, CosineSchedule, EMATarget, SequenceAggregator
 from seqjepa.functional import WarmupCosineSchedule
@@ -518,20 +520,38 @@ def test_a_longer_schedule_another_rate_and_another_decay_take_effect_and_are_sa
     assert changed.model.target.step == 20
 
 
-@pytest.mark.parametrize("kind", ["cosine", "step", "none"])
+def warmed_up(optimizer: Any, length: int) -> Any:
+    warmup = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=length // 8)
+    return lr_scheduler.SequentialLR(
+        optimizer, [warmup, lr_scheduler.CosineAnnealingLR(optimizer, length)], [length // 8]
+    )
+
+
+def chained(optimizer: Any, length: int) -> Any:
+    decay = lr_scheduler.ExponentialLR(optimizer, 1 - 1 / length)
+    return lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(optimizer, 0.1, total_iters=length), decay])
+
+
+SCHEDULES: dict[str, Any] = {
+    "none": lambda optimizer, length: None,
+    "cosine": lr_scheduler.CosineAnnealingLR,
+    "step": lambda optimizer, length: lr_scheduler.StepLR(optimizer, length // 2),
+    "sequential": warmed_up,
+    "chained": chained,
+    "one cycle": lambda optimizer, length: lr_scheduler.OneCycleLR(
+        optimizer, optimizer.param_groups[0]["lr"], total_steps=2 * length
+    ),
+    "restarts": lambda optimizer, length: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, length // 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # by SequentialLR itself, before torch 2.9
+@pytest.mark.parametrize("kind", SCHEDULES)
 def test_of_torch_s_schedules_too(kind: str, tmp_path: Path) -> None:
     def build(rate: float, length: int) -> tuple[Any, Any, Any]:
         model = nn.Linear(2, 2)
-        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-        schedulers = torch.optim.lr_scheduler
-        if kind == "none":
-            return model, optimizer, None
-        scheduler: Any = (
-            schedulers.CosineAnnealingLR(optimizer, length)
-            if kind == "cosine"
-            else schedulers.StepLR(optimizer, length // 2)
-        )
-        return model, optimizer, scheduler
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+        return model, optimizer, SCHEDULES[kind](optimizer, length)
 
     def run(parts: tuple[Any, Any, Any], steps: int) -> list[float]:
         model, optimizer, scheduler = parts
@@ -553,9 +573,37 @@ def test_of_torch_s_schedules_too(kind: str, tmp_path: Path) -> None:
     straight = build(0.4, 16)
     expected = run(straight, 10)[3:]
     changed = build(0.4, 16)
-    with pytest.warns(UserWarning, match=r"lr 0\.1 → 0\.4"):
+    with pytest.warns(UserWarning, match=r"lr [\d.]+ → [\d.]+"):
         Checkpoints(tmp_path, **names(changed)).restore()
     assert run(changed, 7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("saved", "built", "message"),
+    [
+        (torch.optim.AdamW, torch.optim.SGD, "of another optimiser than SGD: no dampening, momentum"),
+        (torch.optim.SGD, torch.optim.AdamW, "of another optimiser than AdamW: no betas, eps"),
+        (torch.optim.AdamW, functools.partial(torch.optim.AdamW, amsgrad=True), "without amsgrad=True"),
+    ],
+)
+def test_the_state_of_an_optimiser_of_another_kind_is_refused_before_it_fails_at_a_step(
+    saved: Any, built: Any, message: str, tmp_path: Path
+) -> None:
+    def things(kind: Any) -> dict[str, Any]:
+        model = nn.Linear(2, 2)
+        return {"model": model, "optimizer": kind(model.parameters(), lr=0.1)}
+
+    first = things(saved)
+    run = Checkpoints(tmp_path, **first)
+    first["model"](torch.ones(1, 2)).sum().backward()
+    first["optimizer"].step()
+    run.save(1)
+    other = things(built)
+    weight, groups = other["model"].weight.clone(), copy.deepcopy(other["optimizer"].state_dict())
+    with pytest.raises(ValueError, match=message):
+        Checkpoints(tmp_path, **other).restore()
+    assert torch.equal(other["model"].weight, weight)
+    assert other["optimizer"].state_dict() == groups
 
 
 def test_a_rate_that_the_run_itself_moved_stays_where_it_was(tmp_path: Path) -> None:

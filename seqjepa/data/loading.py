@@ -29,9 +29,10 @@ class ViewLoader:
     Seeds. What comes out depends on the seed, the epoch, the rank and the number of ranks, and on the kind of device,
     where the sampler draws; not on the number of workers, nor on what else the program draws. Random transforms in the
     dataset find the global generators of torch, NumPy and Python seeded for this item of this epoch; the state that
-    they had before is put back. (Seeding takes longer than many items do: a generator is seeded from the first batch on
-    that is seen to draw from it, which is loaded once more.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed
-    a generator for each item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for
+    they had before is put back. (Seeding NumPy's and Python's takes longer than many items do: they are seeded from the
+    first batch on that is seen to draw from them, which is loaded once more. Draws whose traces an item wipes out, by
+    putting their state back itself, are not seen.) A [`SeededDataset`][seqjepa.data.SeededDataset] is handed a
+    generator for each item, at any depth: inside `Subset`, `ConcatDataset` or a dataset of your own that asks it for
     items by index. Items are loaded on the CPU, whatever `torch.set_default_device` says.
 
     Ranks. torch.distributed is asked for them when a pass begins, so a loader may be built before the process group
@@ -356,7 +357,9 @@ class SeededItems(Dataset[Any]):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
-        self._drawn: set[str] = set()  # the global generators that items were seen to draw from
+        # The global generators that are seeded for each item: those that items were seen to draw from, and torch's,
+        # which takes no time and which items draw from without a trace, by torch.random.fork_rng().
+        self._seeded = {"torch"}
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
         """All items of a batch with their indices, made on the CPU; the global generators are left as they were."""
@@ -370,11 +373,11 @@ class SeededItems(Dataset[Any]):
                     except Exception as raised:  # by what was drawn, maybe: then it is drawn again, seeded
                         error = raised
                     moved = before.moved()
-                    if moved <= self._drawn:
+                    if moved <= self._seeded:
                         if error is not None:
                             raise error
                         return items
-                    self._drawn |= moved
+                    self._seeded |= moved
             finally:
                 if moved is None or moved:
                     before.restore()
@@ -383,7 +386,7 @@ class SeededItems(Dataset[Any]):
         with seeded_items(self.seed) as begin:
             items = []
             for epoch, index in keys:
-                begin(epoch, index, self._drawn)
+                begin(epoch, index, self._seeded)
                 items.append((index, self.dataset[index]))
             return items
 

@@ -11,9 +11,14 @@ from seqjepa.evaluation.collapse import (
     target_gap,
 )
 from seqjepa.evaluation.composition import CompositionError, composition_error
+from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, aggregate_states, extract
+from seqjepa.evaluation.invariance import Invariance, invariance
+from seqjepa.evaluation.mean_aggregate import MeanAggregate
 from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
+from seqjepa.evaluation.neighbours import knn_r2
 from seqjepa.evaluation.online import OnlineProbe
+from seqjepa.evaluation.paths import path_integration
 from seqjepa.evaluation.probes import Classification, knn_probe, linear_probe
 from seqjepa.evaluation.regression import Regression, RotationError, regression_r2, rotation_error
 from seqjepa.evaluation.retrieval import (
@@ -30,7 +35,6 @@ from seqjepa.evaluation.shuffles import Sensitivity, sensitivity
 from seqjepa.evaluation.transformations import (
     TransformationR2,
     out_of_distribution,
-    path_integration,
     state_transformation_r2,
     transformation_r2,
 )
@@ -40,6 +44,8 @@ __all__ = [
     "CompositionError",
     "Features",
     "Health",
+    "Invariance",
+    "MeanAggregate",
     "Monitor",
     "MonitorReport",
     "OnlineProbe",
@@ -61,7 +67,9 @@ __all__ = [
     "evaluate",
     "extract",
     "feature_deviation",
+    "invariance",
     "knn_probe",
+    "knn_r2",
     "lidar",
     "linear_probe",
     "mean_pairwise_cosine",
@@ -71,6 +79,7 @@ __all__ = [
     "pre",
     "prediction_retrieval_error",
     "rankme",
+    "redraw",
     "regression_r2",
     "retrieval",
     "rotation_error",

@@ -67,11 +67,16 @@ def _paths(axis: Any, card: Results) -> None:
     if not card.paths:
         return _absent(axis, f"path integration: {card.skipped.get('paths', '')}")
     for variant, curve in card.paths.items():
-        if curve:
+        if curve and "robbed" not in variant:  # far below 0, and without an order
             m, fits = list(curve), list(curve.values())
-            (line,) = axis.plot(m, [fit.mean for fit in fits], "o-", label=variant, markersize=4)
+            style = "s:" if "exact" in variant else "o-"
+            (line,) = axis.plot(m, [fit.mean for fit in fits], style, label=variant, markersize=4)
             low, high = [fit.interval.low for fit in fits], [fit.interval.high for fit in fits]
             axis.fill_between(m, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    level = {} if card.untrained is None else card.untrained.paths.get("views and actions", {})
+    if level:
+        untrained = [fit.mean for fit in level.values()]
+        axis.plot(list(level), untrained, "x--", color="black", label="views and actions, untrained", markersize=4)
     axis.axhline(0, color="grey", linestyle=":", label="chance")
     axis.set(title="Path integration, R²", xlabel="views in the path, M_val", ylim=(-0.15, 1.05))
     axis.set_xticks(sorted({m for curve in card.paths.values() for m in curve}))

@@ -16,10 +16,10 @@ from seqjepa.evaluation._coordinates import (
     steady_coordinates,
 )
 from seqjepa.evaluation.features import Features, same_group
-from seqjepa.evaluation.regression import Regression, regression_r2, rotation_error
+from seqjepa.evaluation.regression import Reading, Regression, regressions_r2, rotation_error
 from seqjepa.groups import Group
 
-__all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress"]
+__all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress", "regress_each"]
 
 HIDDEN = (256, 256)
 
@@ -79,13 +79,21 @@ def group_of(features: Features, *others: Features) -> Group:
 
 def regress(group: Group, rows: Sequence[Rows], hidden: Sequence[int], seed: int) -> TransformationFit:
     """Regress the coordinates of actions, from rows to fit to and rows to score."""
-    fit, score = rows
-    targets, actual = (steady_coordinates(group, part.action) for part in rows)
-    regression = regression_r2(
-        fit.x, targets, score.x, actual,
-        hidden=hidden, train_sources=fit.source, test_sources=score.source, seed=seed,
-    )  # fmt: skip
-    return TransformationFit(**vars(regression), outputs=tuple(name or "action" for name in coordinate_names(group)))
+    return regress_each(group, rows[0], rows[1:], hidden, seed)[0]
+
+
+def regress_each(
+    group: Group, fit: Rows, scores: Sequence[Rows], hidden: Sequence[int], seed: int
+) -> list[TransformationFit]:
+    """One probe of the coordinates of actions, fitted to some rows and read on each of several sets of others."""
+    targets, *actual = (steady_coordinates(group, part.action) for part in (fit, *scores))
+    readings = [Reading(rows.x, y, rows.source) for rows, y in zip(scores, actual, strict=True)]
+    fits = regressions_r2(fit.x, targets, readings, hidden=hidden, train_sources=fit.source, seed=seed)
+    return [TransformationFit(**vars(regression), outputs=_names(group)) for regression in fits]
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    return tuple(name or "action" for name in coordinate_names(group))
 
 
 def degrees_of(group: Group, regression: Regression, score: Rows) -> tuple[float | None, float | None]:

@@ -15,19 +15,22 @@ from seqjepa.evaluation._inputs import check_features
 from seqjepa.evaluation.accuracy import Top1, top1
 from seqjepa.evaluation.collapse import feature_deviation, lidar, mean_pairwise_cosine, rankme
 from seqjepa.evaluation.composition import composition_error
+from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, aggregate_states, occurrence
+from seqjepa.evaluation.invariance import Invariance, invariance
+from seqjepa.evaluation.paths import LEVELS, MODEL_VARIANTS, path_integration
 from seqjepa.evaluation.retrieval import action_retrieval, prediction_retrieval_error
 from seqjepa.evaluation.shuffles import Sensitivity, sensitivity
 from seqjepa.evaluation.transformations import (
     TransformationR2,
-    path_integration,
     state_transformation_r2,
     transformation_r2,
 )
 
 __all__ = ["MEASURES", "Measuring"]
 
-MEASURES = 10  # that are begun with `_begin`
+MEASURES = 11  # that are begun with `_begin`
+UNKNOWN = "the absolute parameters are not known as elements of the group, whose differences are the actions"
 Result = TypeVar("Result")
 
 
@@ -42,8 +45,11 @@ class Measuring:
         lengths: M_val of the state's accuracy.
         hidden: widths of the regressions' hidden layers.
         max_sequences: how many training sequences regressions from states are fitted to.
+        path_rows: how many sequences path integration is fitted to, drawn anew from the views of each source; None for
+            `max_sequences` as they are.
         seed: of everything that is drawn.
         begin: called with the name of what is measured next.
+        levels: whether to measure what exact actions tell, which is the same for every model.
         skipped: measure → why it was not made.
     """
 
@@ -53,8 +59,10 @@ class Measuring:
     lengths: Sequence[int]
     hidden: Sequence[int]
     max_sequences: int
+    path_rows: int | None
     seed: int
     begin: Callable[[str], None]
+    levels: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,6 +86,7 @@ class Measuring:
                 "transformations", self.no_group, lambda: transformation_r2(self.train, self.test, **settings)
             ),
             "from_states": self._from_states(few, others, settings),
+            "invariance": self._invariance(few, others, settings),
             "paths": self._paths(few, others, settings),
             "retrieval": self._make(
                 "retrieval",
@@ -98,7 +107,6 @@ class Measuring:
         made["collapse"] = self._collapse(made["states"])
         self._note_individual(made)
         self._note_left_out(made)
-        self.begin("")
         return made
 
     def _make(self, name: str, reason: str, work: Callable[[], Result]) -> Result | None:
@@ -141,18 +149,44 @@ class Measuring:
         fits = self._make(
             "from_states",
             self.no_model or self.no_group or short,
-            lambda: {m: state_transformation_r2(self.model, few, others, num_views=m, **settings) for m in lengths},
+            lambda: {
+                m: state_transformation_r2(self.model, few, others, num_views=m, levels=self.levels, **settings)
+                for m in lengths
+            },
         )
         return fits or {}
+
+    def _invariance(self, few: Features, others: Features, settings: dict[str, Any]) -> dict[str, Invariance]:
+        found = self._make("invariance", "", lambda: invariance(self.model, few, others, **settings)) or {}
+        no_parameters = self.no_group or UNKNOWN
+        missing = {"pose": no_parameters, "classes": self.no_labels, "between": "it takes two rows of each object"}
+        for name, why in missing.items():
+            lacking = [row for row, result in found.items() if getattr(result, name) is None]
+            if lacking:
+                of = "" if len(lacking) == len(found) else f"{', '.join(lacking)}: "
+                self.skipped[f"invariance.{name}"] = of + why
+        return found
 
     def _paths(
         self, few: Features, others: Features, settings: dict[str, Any]
     ) -> dict[str, dict[int, TransformationFit]]:
         short = "" if self.views > 1 else "a path needs two views; got 1"
+        reason = self.no_model or self.no_group or short
+        if self.path_rows is not None and not reason:
+            rows = (self.train, self.path_rows), (self.test, max(2, self.path_rows // 2))
+            drawn = self._part(
+                "paths.rows", "", lambda: [redraw(self.model, f, count, seed=self.seed) for f, count in rows]
+            )
+            few, others = drawn or (few, others)
+        beside = LEVELS if self.levels else LEVELS[:1]  # of the model itself the first
+        some = sorted({1, 2, 3, 5, self.views - 1} & {*range(1, self.views)})
         curves = self._make(
             "paths",
-            self.no_model or self.no_group or short,
-            lambda: path_integration(self.model, few, others, **settings),
+            reason,
+            lambda: {
+                **path_integration(self.model, few, others, variants=MODEL_VARIANTS, **settings),
+                **path_integration(self.model, few, others, variants=beside, num_views=some, **settings),
+            },
         )
         for variant, curve in (curves or {}).items():
             if not curve:
@@ -200,9 +234,7 @@ class Measuring:
         for name in ("transformations", "from_states", "out_of_distribution"):
             fits = made[name].values() if name == "from_states" else [made[name]]
             if any(fit is not None and fit.individual is None for fit in fits):
-                self.skipped[f"{name}.individual"] = (
-                    "the absolute parameters are not known as elements of the group, whose differences are the actions"
-                )
+                self.skipped[f"{name}.individual"] = UNKNOWN
 
     def _note_left_out(self, made: dict[str, Any]) -> None:
         fits = [fit for curve in made["paths"].values() for fit in curve.values()]

@@ -12,6 +12,7 @@ from seqjepa.evaluation._fits import TransformationFit
 from seqjepa.evaluation.accuracy import Top1
 from seqjepa.evaluation.composition import CompositionError
 from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.invariance import Invariance
 from seqjepa.evaluation.retrieval import PredictionRetrievalError, Retrieval
 from seqjepa.evaluation.shuffles import Sensitivity
 from seqjepa.evaluation.transformations import TransformationR2
@@ -38,3 +39,5 @@ class Results:
     train: Features = field(repr=False)
     test: Features = field(repr=False)
     states: Tensor | None = field(repr=False, default=None)
+    invariance: Mapping[str, Invariance] = field(default_factory=dict)
+    untrained: Results | None = field(repr=False, default=None)

@@ -21,12 +21,16 @@ class Top1:
     Attributes:
         z: of the encoder output of each source's first view.
         states: M_val → of the state of each source's first M views; empty for an encoder alone.
-        knn: "z", and "state of M" for the largest M_val → of the 20 nearest neighbours, for which nothing is fitted.
+        knn: "z", and "state of M" and "mean z of M" for the largest M_val → of the 20 nearest neighbours, for which
+            nothing is fitted.
+        means: M_val from 2 on → of the mean of z over each source's first M views, what an aggregator must beat; empty
+            for an encoder alone.
     """
 
     z: Classification
     states: Mapping[int, Classification]
     knn: Mapping[str, Classification] = field(default_factory=dict)
+    means: Mapping[int, Classification] = field(default_factory=dict)
 
 
 def top1(model: Any, train: Features, test: Features, *, num_views: Sequence[int] = (1, 3, 5), seed: int = 0) -> Top1:
@@ -34,8 +38,8 @@ def top1(model: Any, train: Features, test: Features, *, num_views: Sequence[int
 
     A linear probe is fitted to the training features and scored on the test features. z is that of the first view, as
     in SIE; the state is of the first M views. The paper claims that the state classifies better than z, and better the
-    more views it has seen. Chance is the accuracy of always answering the class that is commonest
-    in training.
+    more views it has seen; the mean of z over the same views says how much of that comes of their number. Chance is the
+    accuracy of always answering the class that is commonest in training.
 
     Args:
         model: anything with `aggregate`; unused for the features of an encoder alone.
@@ -62,18 +66,21 @@ def top1(model: Any, train: Features, test: Features, *, num_views: Sequence[int
     """
     if train.labels is None or test.labels is None:
         raise ValueError("Accuracy needs labels; the sequences have none. Give the ViewSequences their labels.")
-    sets: dict[str | int, tuple[Tensor, Tensor]] = {"z": (train.z[:, 0], test.z[:, 0])}
-    for m in num_views if train.e is not None else ():
-        sets[m] = aggregate_states(model, train, m), aggregate_states(model, test, m)
-    most = max((m for m in sets if isinstance(m, int)), default="z")
-    probes, knn = {}, {}
-    for name, (fit, score) in sets.items():
+    lengths = list(num_views) if train.e is not None else []
+    sets: dict[tuple[str, int], tuple[Tensor, Tensor]] = {("z", 1): (train.z[:, 0], test.z[:, 0])}
+    for m in lengths:
+        sets["state", m] = aggregate_states(model, train, m), aggregate_states(model, test, m)
+        if m > 1:
+            sets["mean z", m] = train.z[:, :m].mean(dim=1), test.z[:, :m].mean(dim=1)
+    probes: dict[str, dict[int, Classification]] = {"z": {}, "state": {}, "mean z": {}}
+    knn = {}
+    for (name, m), (fit, score) in sets.items():
         rows = fit, train.labels, score, test.labels
-        probes[name] = linear_probe(*rows, train_sources=train.sources, test_sources=test.sources, seed=seed)
-        if name in ("z", most):
-            key = "z" if name == "z" else f"state of {name}"
+        probes[name][m] = linear_probe(*rows, train_sources=train.sources, test_sources=test.sources, seed=seed)
+        if name == "z" or m == max(lengths):
+            key = "z" if name == "z" else f"{name} of {m}"
             knn[key] = knn_probe(*rows, k=min(20, len(fit)), test_sources=test.sources, seed=seed)
-    return Top1(z=probes["z"], states={m: fit for m, fit in probes.items() if isinstance(m, int)}, knn=knn)
+    return Top1(z=probes["z"][1], states=probes["state"], knn=knn, means=probes["mean z"])
 
 
 def observation_grid(

@@ -19,7 +19,7 @@ from seqjepa.groups import Group
 from seqjepa.groups.base import FixedGroup
 from seqjepa.types import ViewSequence
 
-__all__ = ["Features", "aggregate_states", "drawn_rows", "extract", "occurrence"]
+__all__ = ["Features", "aggregate_states", "blank_views", "drawn_rows", "extract", "occurrence"]
 
 PICTURES = 64  # sources whose views are kept for the figure
 
@@ -402,3 +402,8 @@ def aggregate_states(
     z, e = features.z if z is None else z, features.e if e is None else e
     stop = start + num_views
     return call(model, "aggregate", z[:, start:stop], e[:, start : stop - 1])
+
+
+def blank_views(features: Features, train: Features) -> Float[Tensor, "N V D"]:
+    """Views that show nothing: the mean view's z of the training sources."""
+    return train.z.mean(dim=(0, 1)).expand_as(features.z)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,10 @@ from seqjepa.evaluation._statistics import (
 )
 from seqjepa.groups import Rotation3D
 
-__all__ = ["Regression", "RotationError", "regression_r2", "rotation_error"]
+__all__ = [
+    "Reading", "Regression", "RotationError", "regression_inputs", "regression_r2", "regressions_r2", "rotation_error",
+    "scored",
+]  # fmt: skip
 
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 NOISE = 1e-12  # share of a sum of squares below which what is left of a difference is rounding
@@ -148,7 +152,32 @@ def regression_r2(
         >>> linear.mean < 0.1, mlp.mean > 0.7
         (True, True)
     """
-    train, targets, test, actual = _inputs(train_x, train_y, test_x, test_y)
+    readings = [Reading(test_x, test_y, test_sources)]
+    return regressions_r2(
+        train_x, train_y, readings, hidden=hidden, l2=l2, max_epochs=max_epochs, train_sources=train_sources, seed=seed
+    )[0]
+
+
+class Reading(NamedTuple):
+    """Test rows that a fitted probe is read on: features, targets, and the source of each row."""
+
+    x: Tensor
+    y: Tensor
+    sources: Tensor | None
+
+
+def regressions_r2(
+    train_x: Float[Tensor, "N D"],
+    train_y: Float[Tensor, "N *K"],
+    readings: Sequence[Reading],
+    *,
+    hidden: Sequence[int],
+    l2: float | Sequence[float] = L2_GRID,
+    max_epochs: int = 300,
+    train_sources: Int[Tensor, "N"] | None = None,
+    seed: int = 0,
+) -> list[Regression]:
+    """One probe, fitted as `regression_r2` does, read on several sets of test rows."""
     widths = tuple(hidden)
     if any(width < 1 for width in widths):
         raise ValueError(
@@ -159,12 +188,17 @@ def regression_r2(
     grid = (float(l2),) if isinstance(l2, int | float) else tuple(map(float, l2))
     if not grid or min(grid) < 0:
         raise ValueError(f"l2 must be at least 0, or several such; got {l2}.")
+    checked = [regression_inputs(train_x, train_y, reading.x, reading.y) for reading in readings]
+    train, targets, _, first = checked[0]
     of_train = check_sources("train_sources", train_sources, len(train))
-    of_test = check_sources("test_sources", test_sources, len(test))
+    of_tests = [
+        check_sources("test_sources", reading.sources, len(actual))
+        for reading, (*_, actual) in zip(readings, checked, strict=True)
+    ]
     generator = torch.Generator().manual_seed(seed)
     with plain_arithmetic(train.device):
         standardize, center = Standardizer(train), Standardizer(targets)
-        learnt, scored = _varying(center, actual)
+        learnt, _ = _varying(center, first)
         x, y = standardize(train), center(targets)[:, learnt].to(train.dtype)
         fit: Callable[[Tensor], Tensor]
         chosen, steps = None, None
@@ -174,13 +208,31 @@ def regression_r2(
         else:
             ridge = _ridge(x, y, grid, of_train, generator)
             fit, chosen = ridge.predict, ridge.l2
-        constant = center.mean.to(actual.dtype).expand_as(actual)
-        predicted = constant.clone()
-        predicted[:, learnt] += fit(standardize(test)).to(actual.dtype) * center.deviation[learnt].to(actual.dtype)
-        scores = _Scores(actual[:, scored], predicted[:, scored], of_test)
-        chance = _Scores(actual[:, scored], constant[:, scored], None)
-        interval, pooled_interval = scores.intervals(generator)
-        per_output = torch.full_like(center.mean, torch.nan).masked_scatter(scored, scores.per_output)
+        drawn, results = generator.get_state(), []
+        for reading, (*_, test, actual), of_test in zip(readings, checked, of_tests, strict=True):
+            predicted = center.mean.to(actual.dtype).expand_as(actual).clone()
+            predicted[:, learnt] += fit(standardize(test)).to(actual.dtype) * center.deviation[learnt].to(actual.dtype)
+            generator.set_state(drawn)  # what one reading draws does not depend on the others
+            result = scored(center, actual, predicted, of_test, generator, reading.y.shape)
+            results.append(replace(result, l2=chosen, steps=steps))
+    return results
+
+
+def scored(
+    center: Standardizer,
+    actual: Tensor,
+    predicted: Tensor,
+    sources: Tensor | None,
+    generator: torch.Generator,
+    shape: Sequence[int],
+) -> Regression:
+    """R² in both forms of predictions, beside that of the training mean; they are returned in this shape."""
+    _, kept = _varying(center, actual)
+    constant = center.mean.to(actual.dtype).expand_as(actual)
+    scores = _Scores(actual[:, kept], predicted[:, kept], sources)
+    chance = _Scores(actual[:, kept], constant[:, kept], None)
+    interval, pooled_interval = scores.intervals(generator)
+    per_output = torch.full_like(center.mean, torch.nan).masked_scatter(kept, scores.per_output)
     return Regression(
         mean=scores.mean,
         pooled=scores.pooled,
@@ -189,10 +241,8 @@ def regression_r2(
         pooled_interval=pooled_interval,
         chance=chance.mean,
         pooled_chance=chance.pooled,
-        predictions=predicted.reshape(test_y.shape),
-        l2=chosen,
-        steps=steps,
-        constant=tuple((~scored).nonzero().flatten().tolist()),
+        predictions=predicted.reshape(shape),
+        constant=tuple((~kept).nonzero().flatten().tolist()),
     )
 
 
@@ -289,7 +339,9 @@ def rotation_error(
         )
 
 
-def _inputs(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def regression_inputs(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features in one dtype and (N, K) targets, or an error."""
     train, test = check_features("train_x", train_x), check_features("test_x", test_x)
     if train.shape[1] != test.shape[1]:

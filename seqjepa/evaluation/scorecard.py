@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from seqjepa.evaluation._inputs import check_classes, check_integers, check_rows
 from seqjepa.evaluation._loaders import check_given, known_sequences
 from seqjepa.evaluation._measuring import MEASURES, Measuring
 from seqjepa.evaluation._results import Results
-from seqjepa.evaluation._table import table
-from seqjepa.evaluation.features import Features, extract
+from seqjepa.evaluation._table import table, won_by_untrained
+from seqjepa.evaluation._untrained import Beside, made
+from seqjepa.evaluation.features import Features
 from seqjepa.types import ViewSequence
 
 __all__ = ["Scorecard", "evaluate"]
@@ -49,6 +50,9 @@ class Scorecard(Results):
         train: features of the training sources.
         test: features of the test sources, which the figure draws.
         states: (N, S) of the test sequences, at the longest of `num_views`; None of an encoder alone.
+        invariance: "z", "state of M" and others → R² of the pose at equal rows, class among neighbours, and the share
+            of variance between objects.
+        untrained: the card of the untrained model, or None; what exact actions tell is not measured again.
 
     Examples:
         >>> import torch
@@ -80,7 +84,16 @@ class Scorecard(Results):
         Features and predictions of single rows are left out. A number that does not exist is None.
         """
         shown = ("train", "test", "states")
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in shown}
+        numbers = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in shown}
+        return numbers | {"untrained_wins": list(self.untrained_wins)}
+
+    @property
+    def untrained_wins(self) -> tuple[str, ...]:
+        """The measures, by their names in the table, at which the untrained model is better, in the digits printed.
+
+        Those of which neither high nor low is better, such as R² from states, are not among them.
+        """
+        return won_by_untrained(self)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write all numbers; the file is complete or is not there.
@@ -122,11 +135,13 @@ def evaluate(
     test: ViewSequence | Iterable[ViewSequence] | Features,
     *,
     ood: ViewSequence | Iterable[ViewSequence] | Features | None = None,
+    untrained: Any = None,
     num_views: Sequence[int] | None = None,
     hidden: Sequence[int] = HIDDEN,
     batch_size: int = 256,
     autocast: torch.dtype | None = torch.bfloat16,
     max_sequences: int = 2000,
+    path_rows: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Scorecard:
@@ -145,6 +160,9 @@ def evaluate(
             Where several sequences show one source, give `extract(model, sequences, sources=…)`.
         test: sequences of other sources, as long.
         ood: sequences transformed out of the range of the training ones, to read with the same probes.
+        untrained: a model of the same architecture that was not trained, or a function without arguments that makes
+            one. Its level stands beside chance, and a measure at which it is the better one is marked. Or its card, of
+            the same sequences: needed where train or test are `Features`, which hold no views to encode.
         num_views: M_val of the state's accuracy; by default those of 1, 2, 3, 5, 8 below V, and V.
         hidden: widths of the hidden layers of every regression. (1024, 1024) is SIE's, and takes several times as long.
         batch_size: sources to encode at a time.
@@ -152,6 +170,9 @@ def evaluate(
         max_sequences: how many training sequences regressions from states are fitted to, at least 2, and half as many
             test sequences; both drawn at random, of all classes and as many sources as can be. States of all lengths,
             of blank views too, are most of the work.
+        path_rows: fit path integration to so many sequences, drawn anew from the views of each source by
+            [`redraw`][seqjepa.evaluation.redraw] (half as many to score): 20,000 measure what a state holds, at some
+            seconds a curve. None: to the sequences as they are, `max_sequences` at most.
         seed: of draws, pairs, probes, shuffles and intervals.
         progress: show a progress bar, if tqdm is installed.
 
@@ -159,7 +180,8 @@ def evaluate(
         [`Scorecard`][seqjepa.evaluation.Scorecard].
 
     Raises:
-        ValueError: sequences that are empty, or differ in length between train and test; features that are not finite;
+        ValueError: an untrained model of other shapes than the model, or with the model's own weights; sequences that
+            are empty, or differ in length between train and test; features that are not finite;
             labels of another number than the sequences; a class of the test that training lacks, where all labels are
             known beforehand; a loader that leaves items out; settings below their least.
         TypeError: labels that are no integers.
@@ -175,46 +197,96 @@ def evaluate(
         >>> print(card)                                                                       # doctest: +ELLIPSIS
         40 training and 40 test sources, 3 views each; ...
     """
-    _check_settings(hidden, max_sequences)
+    _check_settings(hidden, max_sequences, path_rows)
     for sequences in (train, test, ood):
         check_given(sequences)
     (train_labels, train_views), (test_labels, test_views) = _known(train), _known(test)
     _check_lengths(train_views, test_views, num_views)
     if train_labels is not None and test_labels is not None:
         check_classes(train_labels.cpu(), test_labels.cpu())
-    begun = time.perf_counter()
-    bar = _bar(progress)
-
-    def features(sequences: Any) -> Features:
-        if isinstance(sequences, Features):
-            return sequences
-        return extract(model, sequences, batch_size=batch_size, autocast=autocast)
-
+    twin = None if untrained is None or isinstance(untrained, Scorecard) else made(model, untrained)
+    bar, begun = _bar(progress, 1 if twin is None else 2), time.perf_counter()
     bar("encode")
-    fit, score = features(train), features(test)
-    _check_lengths(fit.num_views, score.num_views, num_views)
-    encoded, views = time.perf_counter(), score.num_views
-    lengths = {m for m in (1, 2, 3, 5, 8) if m < views} | {views} if num_views is None else num_views
-    measuring = Measuring(unwrapped(model), fit, score, sorted(lengths), hidden, max_sequences, seed, bar)
-    made = measuring.all(None if ood is None else lambda: features(ood))
+    beside = Beside(unwrapped(model), twin, batch_size=batch_size, autocast=autocast)
+    fit, score = beside.encode("train", train), beside.encode("test", test)
+    lengths, skipped = _lengths(fit, score, num_views)
+    settings: dict[str, Any] = {
+        "hidden": hidden, "max_sequences": max_sequences, "path_rows": path_rows, "seed": seed,
+        "lengths": lengths, "begin": bar,
+    }  # fmt: skip
+    encoding = time.perf_counter() - begun
+    outside = None if ood is None else lambda: beside.encode("ood", ood)
+    card = _measured(Measuring(unwrapped(model), fit, score, **settings), outside, encoding, skipped)
+    if isinstance(untrained, Scorecard):
+        card = _beside(card, untrained, _of_other_sequences(card, untrained))
+    elif twin is not None and not beside.why:
+        others = beside.others
+        outside = (lambda: others["ood"]) if "ood" in others else None
+        measuring = Measuring(twin, others["train"], others["test"], levels=False, **settings)
+        card = _beside(card, _measured(measuring, outside, encoding, skipped), "")
+    elif twin is not None:
+        card = _beside(card, None, beside.why)
+    bar("")
+    return card
+
+
+def _measured(
+    measuring: Measuring, ood: Callable[[], Features] | None, encoding: float, skipped: Mapping[str, str]
+) -> Scorecard:
+    """The card of one model, and what else is skipped."""
+    begun, fit, score = time.perf_counter(), measuring.train, measuring.test
+    results = measuring.all(ood)
     settings = {
         "train_sources": len(fit.source_numbers.unique()),
         "test_sources": len(score.source_numbers.unique()),
         "train_sequences": len(fit.z),
         "test_sequences": len(score.z),
-        "views": views,
-        "hidden": list(hidden),
-        "max_sequences": max_sequences,
-        "seed": seed,
-        "seconds_encoding": encoded - begun,
-        "seconds_measuring": time.perf_counter() - encoded,
+        "views": score.num_views,
+        "hidden": list(measuring.hidden),
+        "max_sequences": measuring.max_sequences,
+        "path_rows": measuring.path_rows,
+        "seed": measuring.seed,
+        "seconds_encoding": encoding,
+        "seconds_measuring": time.perf_counter() - begun,
     }
-    return Scorecard(**made, skipped=measuring.skipped, settings=settings, train=fit, test=score)
+    return Scorecard(**results, skipped={**measuring.skipped, **skipped}, settings=settings, train=fit, test=score)
 
 
-def _check_settings(hidden: Sequence[int], max_sequences: int) -> None:
+def _beside(card: Scorecard, untrained: Scorecard | None, why: str) -> Scorecard:
+    """The card with the untrained model's, or with why it has none."""
+    if why:
+        return replace(card, skipped={**card.skipped, "untrained": why})
+    return replace(card, untrained=untrained)
+
+
+def _of_other_sequences(card: Scorecard, untrained: Scorecard) -> str:
+    """Why a card is no level for another, or nothing."""
+    for name in ("train", "test"):
+        ours, theirs = getattr(card, name), getattr(untrained, name)
+        if ours.actions.shape != theirs.actions.shape or not torch.equal(ours.actions.cpu(), theirs.actions.cpu()):
+            return f"the untrained model's card is of other {name} sequences: its actions are not those of the model's"
+        if ours.z.shape != theirs.z.shape:
+            return (
+                f"the untrained model is of another architecture: its z is {theirs.z.shape[-1]} wide, the model's "
+                f"{ours.z.shape[-1]}"
+            )
+    return ""
+
+
+def _lengths(fit: Features, score: Features, num_views: Sequence[int] | None) -> tuple[list[int], dict[str, str]]:
+    """The M_val that there are views for, and those asked for that there are none for: known after the encoding."""
+    _check_lengths(fit.num_views, score.num_views, None)
+    views = score.num_views
+    asked = {m for m in (1, 2, 3, 5, 8) if m < views} | {views} if num_views is None else set(num_views)
+    beyond = {m: f"num_views (M_val) beyond the {views} views that there are" for m in asked if m > views}
+    return sorted(asked - beyond.keys()), {f"top1, state of {m}": why for m, why in beyond.items()}
+
+
+def _check_settings(hidden: Sequence[int], max_sequences: int, path_rows: int | None) -> None:
     if max_sequences < 2:
         raise ValueError(f"max_sequences is what regressions are fitted to, at least 2; got {max_sequences}.")
+    if path_rows is not None and path_rows < 2:
+        raise ValueError(f"path_rows is what path integration is fitted to, at least 2; got {path_rows}.")
     if any(width < 1 for width in hidden):
         raise ValueError(
             f"hidden lists the widths of the hidden layers, each at least 1, or () for none; got {hidden}."
@@ -244,14 +316,14 @@ def _check_lengths(train: int | None, test: int | None, num_views: Sequence[int]
             raise ValueError(f"num_views (M_val) must be {rule}; got {m}.")
 
 
-def _bar(progress: bool) -> Callable[[str], None]:
+def _bar(progress: bool, models: int) -> Callable[[str], None]:
     """Called with what is measured next; with "" at the end."""
     if progress:
         try:
             from tqdm import tqdm
         except ImportError:
             return lambda name: None  # no bar without it
-        bar = tqdm(total=MEASURES + 1, desc="encode", unit="measure")
+        bar = tqdm(total=models * MEASURES + 1, desc="encode", unit="measure")
 
         def advance(name: str) -> None:
             if name:
@@ -267,6 +339,8 @@ def _bar(progress: bool) -> Callable[[str], None]:
 
 def _plain(value: Any) -> Any:
     """Results as JSON knows them; tensors of single rows are left out."""
+    if isinstance(value, Scorecard):
+        return value.to_dict()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from seqjepa.evaluation._coordinates import canonical, coordinates
+from seqjepa.evaluation._exact import in_order, order_blind
 from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, degrees_of, group_of, regress
-from seqjepa.evaluation.features import Features, aggregate_states
+from seqjepa.evaluation.features import Features, aggregate_states, blank_views
 from seqjepa.groups import Group
 
 __all__ = [
-    "TransformationFit", "TransformationR2", "coordinates", "out_of_distribution", "path_integration",
+    "TransformationFit", "TransformationR2", "coordinates", "out_of_distribution",
     "state_transformation_r2", "transformation_r2",
 ]  # fmt: skip
 
@@ -35,7 +36,11 @@ class TransformationR2:
         chance_degrees: mean error of the relative rotation where the predictions are of other pairs.
         individual_chance_degrees: that of the individual rotation, where the predictions are of other views.
         blank: of states of several views, `relative` where every view is blank: what the actions that a state was told
-            give away. Only what `relative` has above it comes from the views.
+            tell through the aggregator. Only what `relative` has above it comes from the views.
+        mean_z: beside states, `relative` from the means of z over the same views: what an aggregator must beat. Of one
+            view it is z, at as many rows.
+        actions_in_order: beside states of several views, `relative` from the exact actions that they were told.
+        actions_order_blind: that from their sums, of first and second order.
     """
 
     relative: TransformationFit
@@ -45,6 +50,9 @@ class TransformationR2:
     chance_degrees: float | None = None
     blank: TransformationFit | None = None
     individual_chance_degrees: float | None = None
+    mean_z: TransformationFit | None = None
+    actions_in_order: TransformationFit | None = None
+    actions_order_blind: TransformationFit | None = None
 
 
 def transformation_r2(
@@ -91,7 +99,7 @@ def transformation_r2(
     one = None
     if train.elements is not None and test.elements is not None:
         one = [_singles(f, n, generator) for f, n in ((train, max_pairs), (test, max_pairs // 3))]
-    return _transformation(group, (fit, score), one, hidden, seed)
+    return _transformation(group, regress(group, (fit, score), hidden, seed), score, one, hidden, seed)
 
 
 def state_transformation_r2(
@@ -100,6 +108,7 @@ def state_transformation_r2(
     test: Features,
     *,
     num_views: int = 1,
+    levels: bool = True,
     hidden: Sequence[int] = HIDDEN,
     seed: int = 0,
 ) -> TransformationR2:
@@ -111,16 +120,17 @@ def state_transformation_r2(
 
     From two views on a state was also told actions, and these alone say much: of poses drawn from a box, where the
     last view lies compared with the others tells where in the box it is (R² 0.4 for two views of the paper's box, 0.6
-    for four, without a look at a view). That is no failure of invariance. `blank` is that level: the same states of
-    blank views.
+    for four, without a look at a view). That is no failure of invariance. `blank` is that level for the model, the same
+    states of blank views; `actions_in_order` and `actions_order_blind` ask no model.
 
-    One row a source: where z is fitted to many pairs of each, compare at as many rows, by its `max_pairs`.
+    One row a sequence. `mean_z` has as many: for one view it is z, to compare the state of one view with.
 
     Args:
         model: anything with `aggregate`.
         train: features of the training sources, with a group.
         test: features of other sources.
         num_views: M_val of each state; the sequences need twice as many views.
+        levels: whether to make those of exact actions.
         hidden: widths of the MLP's hidden layers; () is linear.
         seed: of the regression.
 
@@ -147,122 +157,31 @@ def state_transformation_r2(
         )
     last, other = num_views - 1, 2 * num_views - 1
 
-    def pairs(features: Features, z: Tensor | None = None) -> Rows:
-        states = [aggregate_states(model, features, num_views, z=z, start=start) for start in (0, num_views)]
-        return Rows(torch.cat(states, dim=1), features.relative(last, other), features.source_numbers)
+    def fitted(make: Callable[[Features, int], Tensor]) -> tuple[TransformationFit, list[Rows]]:
+        """R² of the action between the two groups of views, from what is made of each, by the view that begins it."""
+        rows = [
+            Rows(torch.cat([make(f, 0), make(f, num_views)], dim=1), f.relative(last, other), f.source_numbers)
+            for f in (train, test)
+        ]
+        return regress(group, rows, hidden, seed), rows
 
-    fit, score = pairs(train), pairs(test)
-    one, blank = None, None
+    relative, rows = fitted(lambda f, start: aggregate_states(model, f, num_views, start=start))
+    one = None
     if train.elements is not None and test.elements is not None:
         one = [
-            Rows(rows.x.chunk(2, dim=1)[0], canonical(group, f.elements[:, last]), rows.source)
-            for rows, f in ((fit, train), (score, test))
+            Rows(pair.x.chunk(2, dim=1)[0], canonical(group, f.elements[:, last]), pair.source)
+            for pair, f in zip(rows, (train, test), strict=True)
             if f.elements is not None
         ]
+    beside: dict[str, Any] = {"mean_z": fitted(lambda f, start: f.z[:, start : start + num_views].mean(dim=1))[0]}
     if num_views > 1:
-        fit_blank, score_blank = (pairs(f, _blank(f, train)) for f in (train, test))
-        blank = regress(group, (fit_blank, score_blank), hidden, seed)
-    return replace(_transformation(group, (fit, score), one, hidden, seed), blank=blank)
-
-
-def path_integration(
-    model: Any,
-    train: Features,
-    test: Features,
-    *,
-    num_views: Sequence[int] | None = None,
-    variants: Sequence[str] = ("views and actions", "views only", "actions only", "state alone"),
-    hidden: Sequence[int] = HIDDEN,
-    seed: int = 0,
-) -> dict[str, dict[int, TransformationFit]]:
-    """R² of where a path of M views leads: the transformation from the first view to the one after the last.
-
-    Regressed from the predictor's own input, the state of M views and the embedding of the action that leaves the last
-    of them. For M = 1 that action is the answer, so the curve starts at 1; then the path must be integrated.
-
-    - "views and actions": all that the model is given;
-    - "views only": the embedded actions are replaced by zeros, in the state and beside it;
-    - "actions only": every view is replaced by the mean view's z: blank views;
-    - "state alone": without the upcoming action, and to the last view observed, which is where the state has been
-      (for M = 1 the answer is the identity: nothing to explain, so it starts at 2).
-
-    The probe is fitted anew for every variant: each number says what that input holds. Chance is 0.
-
-    Args:
-        model: anything with `aggregate`.
-        train: features of the training sources, with a group.
-        test: features of other sources.
-        num_views: M_val; by default 1 to V − 1.
-        variants: which of the four.
-        hidden: widths of the MLP's hidden layers; () is linear.
-        seed: of the regressions.
-
-    Returns:
-        variant → M_val → [`TransformationFit`][seqjepa.evaluation.TransformationFit].
-
-    Raises:
-        ValueError: an unknown variant; no group; M_val beyond V − 1; the features of an encoder alone.
-
-    Source:
-        Ghaemi et al. 2025 (arXiv 2505.03176), figure on path integration.
-
-    Examples:
-        >>> import torch
-        >>> from seqjepa import SeqJEPA, ViewSequence
-        >>> from seqjepa.evaluation import extract
-        >>> from seqjepa.groups import Translation
-        >>> model = SeqJEPA.from_timm("resnet18", action_dim=2, cifar_stem=True)
-        >>> sequence = ViewSequence(torch.rand(60, 3, 3, 32, 32), torch.randn(60, 2, 2), group=Translation(2))
-        >>> features = extract(model, sequence)
-        >>> curve = path_integration(model, features, features, variants=("views and actions",), hidden=())
-        >>> curve["views and actions"][1].mean > 0.99
-        True
-    """
-    known = ("views and actions", "views only", "actions only", "state alone")
-    if not variants or set(variants) - set(known):
-        raise ValueError(f"variants must be some of {', '.join(map(repr, known))}; got {tuple(variants)}.")
-    group = group_of(train, test)
-    lengths = range(1, train.num_views) if num_views is None else num_views
-    shorter = min(train.num_views, test.num_views)
-    if any(not 1 <= m < shorter for m in lengths):
-        raise ValueError(
-            f"A path of M views leads to view M + 1, so M_val must be from 1 to {shorter - 1} in sequences of "
-            f"{shorter} views; got {tuple(lengths)}."
+        beside["blank"], _ = fitted(
+            lambda f, start: aggregate_states(model, f, num_views, z=blank_views(f, train), start=start)
         )
-    curves: dict[str, dict[int, TransformationFit]] = {}
-    told: dict[int, list[Tensor]] = {}  # M_val → the states, which two of the variants share
-    for variant in variants:
-        curves[variant] = {}
-        for m in lengths:
-            if variant == "state alone" and m == 1:
-                continue
-            changed = variant in ("views only", "actions only")
-            states = None if changed else told.get(m)
-            if states is None:
-                states = [_path_state(model, f, m, variant, train) for f in (train, test)]
-            if not changed:
-                told[m] = states
-            fit, score = (_path_rows(f, state, m, variant) for f, state in zip((train, test), states, strict=True))
-            curves[variant][m] = regress(group, (fit, score), hidden, seed)
-    return curves
-
-
-def _path_state(model: Any, features: Features, m: int, variant: str, train: Features) -> Float[Tensor, "N S"]:
-    e = torch.zeros_like(features.e) if variant == "views only" and features.e is not None else features.e
-    return aggregate_states(model, features, m, z=_blank(features, train) if variant == "actions only" else None, e=e)
-
-
-def _path_rows(features: Features, state: Float[Tensor, "N S"], m: int, variant: str) -> Rows:
-    if variant == "state alone":
-        return Rows(state, features.relative(0, m - 1), features.source_numbers)
-    assert features.e is not None
-    upcoming = torch.zeros_like(features.e[:, m - 1]) if variant == "views only" else features.e[:, m - 1]
-    return Rows(torch.cat([state, upcoming], dim=1), features.relative(0, m), features.source_numbers)
-
-
-def _blank(features: Features, train: Features) -> Float[Tensor, "N V D"]:
-    """Views that show nothing: the mean view's z of the training sources."""
-    return train.z.mean(dim=(0, 1)).expand_as(features.z)
+        if levels:
+            beside["actions_in_order"], _ = fitted(lambda f, start: in_order(f, start, start + last))
+            beside["actions_order_blind"], _ = fitted(lambda f, start: order_blind(f, start, start + last))
+    return replace(_transformation(group, relative, rows[1], one, hidden, seed), **beside)
 
 
 def out_of_distribution(
@@ -349,11 +268,15 @@ def _shuffled(rows: int, count: int, each: int, generator: torch.Generator) -> I
 
 
 def _transformation(
-    group: Group, pairs: Sequence[Rows], one: Sequence[Rows] | None, hidden: Sequence[int], seed: int
+    group: Group,
+    relative: TransformationFit,
+    score: Rows,
+    one: Sequence[Rows] | None,
+    hidden: Sequence[int],
+    seed: int,
 ) -> TransformationR2:
-    """R² and degrees of pairs, and where parameters are known of single views, for training and test."""
-    relative = regress(group, pairs, hidden, seed)
-    degrees, chance = degrees_of(group, relative, pairs[1])
+    """R² of pairs, with degrees, and where parameters are known of single views."""
+    degrees, chance = degrees_of(group, relative, score)
     if one is None:
         return TransformationR2(relative, None, degrees, None, chance)
     individual = regress(group, one, hidden, seed)

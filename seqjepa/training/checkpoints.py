@@ -22,7 +22,7 @@ from seqjepa._files import flush
 from seqjepa._shards import is_sharded
 from seqjepa.distributed import gather_objects, on_rank_0, rank, world_size
 from seqjepa.training._lock import hold, owner, release
-from seqjepa.training._settings import as_built, keep_new_settings, set_rates
+from seqjepa.training._settings import as_built, check_fits, is_replayed, keep_new_settings, set_rates
 
 __all__ = ["Checkpoints"]
 
@@ -234,16 +234,20 @@ class Checkpoints:
             notes.append(
                 f"{path} is of {len(ranks)} ranks, and here are {world_size()}: all go on from rank 0's {_names(mine)}."
             )
-        changes = []
+        changes, anew = [], {}
         for name, thing in self._things.items():
             state = saved[name]
             if name in self._built:
                 state, changed = keep_new_settings(thing, state, content["built"].get(name), self._built[name])
                 changes += [f"{name}'s {change}" for change in changed]
+                if is_replayed(thing) and (changed or name not in content["built"]):
+                    anew[name] = self._built[name]
             thing.load_state_dict(state)
+            if isinstance(thing, Optimizer) and name in self._built:
+                check_fits(thing, self._built[name])
         for name, thing in self._things.items():
             if isinstance(thing, LRScheduler):
-                changes += [f"{name}'s {change}" for change in set_rates(thing)]
+                changes += [f"{name}'s {change}" for change in set_rates(thing, anew.get(name))]
         if changes:
             notes.append(f"Settings are others than when {path} was saved, and hold from now on: {'; '.join(changes)}.")
         return int(content["step"]), notes

@@ -213,3 +213,9 @@ def test_an_ending_is_read_in_either_case(tmp_path: Path, name: str) -> None:
     with (tmp_path / name).open("wb") as file:
         np.save(file, saved)
     assert np.array_equal(load_saliency(tmp_path / name).squeeze().numpy(), saved)
+
+
+def test_three_pixels_are_the_least_that_a_map_is_made_of() -> None:
+    maps = spectral_residual(torch.rand(2, 3, 24, 32), size=3)
+    assert maps.shape == (2, 24, 32)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(2))

@@ -247,3 +247,19 @@ def test_wrong_input_is_refused() -> None:
         batch_norm_drift(TinyEncoder(), nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"got 3 and 3 batch norms"):
         batch_norm_drift(TinyEncoder(), TinyEncoder(width=9))
+
+
+@given(st.integers(3, 8), st.integers(2, 5))
+def test_the_gap_s_error_is_of_what_each_row_adds_as_a_prediction_and_as_a_target(n: int, d: int) -> None:
+    p, t = torch.randn(n, d, dtype=torch.float64), torch.randn(n, d, dtype=torch.float64)
+
+    def mean_with_others(i: int, of: Any) -> float:
+        return sum(of(i, j) for j in range(n) if j != i) / (n - 1)
+
+    adds = [
+        float(1 - cosine_distance(p[i], t[i]))
+        - mean_with_others(i, lambda i, j: float(1 - cosine_distance(p[i], t[j])))
+        - mean_with_others(i, lambda i, j: float(1 - cosine_distance(p[j], t[i])))
+        for i in range(n)
+    ]
+    assert collapse.gap_of(p, t)[1].item() == pytest.approx(np.std(adds, ddof=1) / math.sqrt(n), rel=1e-9)

@@ -1,7 +1,7 @@
 """The monitor: silent on a healthy run, plain about a collapsing one."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -362,3 +362,87 @@ def test_wrong_input_is_refused() -> None:
         Monitor(every=1)(z=x.long())
     with pytest.raises(TypeError, match=r"state must be a torch.Tensor; got list"):
         Monitor(every=1)(state=x.tolist())  # type: ignore[arg-type]
+
+
+def directions(rank: int, rows: int = 600, width: int = 256) -> Tensor:
+    """Rows of that effective rank: so many directions, all alike."""
+    return torch.linalg.qr(torch.randn(rows, rank)).Q @ torch.linalg.qr(torch.randn(width, rank)).Q.mT
+
+
+def of_cosine(cosine: float) -> Tensor:
+    """Rows of that mean pairwise cosine: isotropic around a common part."""
+    common = (64 * cosine / (1 - cosine)) ** 0.5 * F.normalize(torch.randn(64), dim=0)
+    return common + torch.randn(600, 64)
+
+
+def predictions_of_gap(gap: float) -> dict[str, Any]:
+    target, noise = torch.randn(2048, 512), torch.randn(2048, 512)
+    return {"target": target, "prediction": noise + gap / (1 - gap**2) ** 0.5 * target}
+
+
+def encoders_apart(drift: float) -> dict[str, Any]:
+    encoder = TinyEncoder()
+    target = EMATarget(encoder)
+    for name in ("bn1", "bn2", "bn3"):
+        norm = getattr(encoder, name)
+        getattr(target.encoder, name).running_mean += drift * (norm.running_var + norm.eps).sqrt()
+    return {"encoder": encoder, "target_encoder": target}
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong", "right", "verdict"),
+    [
+        (lambda rank: {"z": directions(rank)}, 12, 14, "collapsing: z"),  # 5 % of 256 is 12.8
+        (lambda rank: {"z": directions(rank, width=16)}, 1, 3, "collapsing: z"),  # never below 2
+        (lambda cosine: {"z": of_cosine(cosine)}, 0.993, 0.985, "collapsed: all z"),
+        (predictions_of_gap, 0.0045, 0.0095, "blind"),  # 0.005, and two errors of 0.001
+        (encoders_apart, 1.05, 0.95, "drifting"),
+    ],
+)
+def test_the_verdict_turns_where_the_thresholds_say(given: Any, wrong: Any, right: Any, verdict: str) -> None:
+    assert Monitor(every=1)(**given(wrong)).verdict.startswith(verdict)  # type: ignore[union-attr]
+    assert Monitor(every=1)(**given(right)).verdict == "ok"  # type: ignore[union-attr]
+
+
+def test_a_quarter_of_the_highest_rank_is_a_fall_and_more_is_none() -> None:
+    monitor = Monitor(every=1)
+    verdicts = [monitor(z=directions(rank)).verdict for rank in (100, 28, 23)]  # type: ignore[union-attr]
+    assert verdicts == ["ok", "ok", "falling: z has effective rank 23 of 256, 100 at step 1"]
+
+
+def test_a_tenth_more_directions_are_a_recovery_and_fewer_are_none() -> None:
+    monitor = Monitor(every=1)
+    words = [
+        monitor(z=directions(rank, width=512)).verdict.partition(":")[0]  # type: ignore[union-attr]
+        for rank in (10, 12, 13)
+    ]
+    assert words == ["collapsing", "recovering", "collapsing"]
+
+
+def test_a_limit_that_is_met_is_not_passed() -> None:
+    target = torch.randn(64, 16)
+    given: dict[str, Any] = {
+        "z": of_cosine(0.5), "prediction": target + torch.randn(64, 16), "target": target, **encoders_apart(0.5)
+    }  # fmt: skip
+    seen = Monitor(every=1)(**given)
+    assert seen is not None
+    assert seen.z is not None
+    assert seen.gap is not None
+    assert seen.gap_error is not None
+    assert seen.drift is not None
+    met = Thresholds(cosine=seen.z.cosine, gap=seen.gap - 2 * seen.gap_error - 1e-9, drift=seen.drift)
+    assert Monitor(every=1, thresholds=met)(**given).healthy  # type: ignore[union-attr]
+    for passed in (
+        replace(met, cosine=met.cosine - 1e-6), replace(met, gap=met.gap + 1e-6), replace(met, drift=met.drift - 1e-6)
+    ):  # fmt: skip
+        assert not Monitor(every=1, thresholds=passed)(**given).healthy  # type: ignore[union-attr]
+
+
+def test_few_directions_are_named_from_eight_rows_on() -> None:
+    verdicts = [Monitor(every=1)(z=directions(1, rows, 16)).verdict for rows in (7, 8)]  # type: ignore[union-attr]
+    assert verdicts == ["ok", "collapsing: z has effective rank 1 of 16"]
+
+
+def test_unless_told_otherwise_every_hundredth_call_is_a_report() -> None:
+    monitor, z = Monitor(), torch.randn(8, 4)
+    assert [i for i in range(1, 202) if monitor(z=z)] == [100, 200]

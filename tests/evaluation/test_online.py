@@ -211,3 +211,15 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lies on cpu; got features on meta\. Build it with device='meta'"):
         probe.update(x.to("meta"), y)
     assert probe.step == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_any_precision_are_learnt_from_in_float32(dtype: torch.dtype) -> None:
+    probe, single = OnlineProbe(8, 3), OnlineProbe(8, 3)
+    for seed in range(3):
+        features, labels = labelled(32, seed)
+        probe.update(features.to(dtype), labels)
+        single.update(features.to(dtype).float(), labels)
+    for a, b in zip(probe.network.state_dict().values(), single.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(probe.score(features.to(dtype), labels), single.score(features.to(dtype).float(), labels))

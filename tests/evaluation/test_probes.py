@@ -16,7 +16,8 @@ from torch import Tensor
 
 from seqjepa.evaluation import Classification, knn_probe, linear_probe
 from seqjepa.evaluation._inputs import check_same_device
-from seqjepa.evaluation._statistics import FOLDS, Standardizer, bootstrap, draw_folds, hold_out
+from seqjepa.evaluation._logistic import LogisticPath, cross_validate
+from seqjepa.evaluation._statistics import FOLDS, Standardizer, bootstrap, draw_folds, hold_out, resampled_sums
 
 
 def clusters(
@@ -358,3 +359,48 @@ def test_folds_leave_every_class_to_learn_where_a_source_has_rows_of_several(
     for fold in range(int(folds.max()) + 1):
         assert set(labels[folds != fold].tolist()) == set(labels.tolist())
     assert torch.equal(folds.view(units, views), folds[::views, None].expand(-1, views))
+
+
+def test_weaker_strengths_are_not_tried_once_two_in_a_row_did_worse() -> None:
+    x, y, *_ = clusters(n=150, d=100, spread=4.0)
+    folds = draw_folds(len(y), torch.Generator().manual_seed(0), labels=y)
+    grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+    class Recorded(LogisticPath):
+        accuracies: list[float]
+
+        def held_out_accuracy(self) -> float:
+            self.accuracies.append(super().held_out_accuracy())
+            return self.accuracies[-1]
+
+    path, alone = Recorded(Standardizer(x)(x), y, 5, folds), LogisticPath(Standardizer(x)(x), y, 5, folds)
+    path.accuracies, expected = [], []
+    for l2 in sorted(grid, reverse=True):
+        alone.solve(l2)
+        expected.append(alone.held_out_accuracy())
+        if len(expected) > 2 and max(expected[-2:]) < max(expected[:-2]):
+            break
+    assert len(expected) < len(grid)
+    chosen = cross_validate(path, grid)
+    assert path.accuracies == expected
+    assert chosen.l2 == sorted(grid, reverse=True)[expected.index(max(expected))]
+
+
+def test_more_features_than_rows_have_an_optimum_at_any_strength() -> None:
+    x, y, *_ = clusters(n=40, d=300, classes=4)  # variances that round below zero
+    assert linear_probe(x, y, x, y, l2=1e-9).accuracy == 1
+
+
+def test_all_training_rows_may_be_neighbours() -> None:
+    x, y, tx, ty = clusters(n=40, d=6, classes=4)
+    assert knn_probe(x, y, tx, ty, k=40).predictions.tolist() == slow_knn(x, y, tx, 40, 0.07)
+
+
+@pytest.mark.parametrize("units", [1, 7, 5000])
+def test_a_thousand_resamples_are_drawn_in_blocks_of_bounded_memory(units: int) -> None:
+    sums = torch.stack([torch.ones(units), torch.arange(units)], dim=1).double()
+    drawn = resampled_sums(sums, torch.Generator().manual_seed(0))
+    assert drawn.shape == (1000, 2)
+    assert (drawn[:, 0] == units).all()
+    assert drawn[:, 1].mean().item() == pytest.approx(sums[:, 1].sum().item(), rel=0.05)
+    assert units == 1 or len(drawn[:, 1].unique()) > 10

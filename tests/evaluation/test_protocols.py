@@ -378,9 +378,7 @@ def test_regressions_are_of_one_width_throughout(protocol: Callable[..., Any]) -
 
 def test_twenty_neighbours_vote_or_all_that_there_are() -> None:
     labels = torch.arange(300) % 2
-    one, other = (
-        Features(z=torch.randn(300, 1, 2000), actions=torch.zeros(300, 0, 1), labels=labels) for _ in range(2)
-    )
+    one, other = (Features(z=torch.randn(300, 1, 300), actions=torch.zeros(300, 0, 1), labels=labels) for _ in range(2))
     for rows, k in ((300, 20), (12, 12)):
         train = one.draw(rows)
         assert train.labels is not None
@@ -413,8 +411,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any
         asked.append((x, y, train_sources))
         return real(x, y, *rest, train_sources=train_sources, **options)
 
-    real = regressions.regression_r2
-    monkeypatch.setattr("seqjepa.evaluation._fits.regression_r2", spy)
+    real = regressions.regressions_r2
+    monkeypatch.setattr("seqjepa.evaluation._fits.regressions_r2", spy)
     transformation_r2(features, features, hidden=(), **settings)
     monkeypatch.undo()
     return asked
@@ -459,15 +457,17 @@ def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> Non
     for module in ("accuracy", "shuffles"):
         monkeypatch.setattr(f"seqjepa.evaluation.{module}.linear_probe", spied(probes.linear_probe))
     monkeypatch.setattr("seqjepa.evaluation.accuracy.knn_probe", spied(probes.knn_probe))
-    monkeypatch.setattr("seqjepa.evaluation._fits.regression_r2", spied(regressions.regression_r2))
+    monkeypatch.setattr("seqjepa.evaluation._fits.regressions_r2", spied(regressions.regressions_r2))
     monkeypatch.setattr("seqjepa.evaluation._fits.rotation_error", spied(regressions.rotation_error))
     top1(Exact(), train, test, num_views=(1, 2))
     transformation_r2(train, test, hidden=())
     state_transformation_r2(Exact(), train, test, num_views=2, hidden=())
     path_integration(Exact(), train, test, hidden=())
     sensitivity(Exact(), train, test, hidden=())
-    assert len(calls) == 3 + 2 + 4 + 5 + 11 + 2
+    assert len(calls) == 4 + 3 + 4 + 8 + 20 + 2
     for name, arguments, options in calls:
+        if name == "regressions_r2":
+            assert all(len(x) == len(of) and len(of.unique()) == 30 for x, _, of in arguments[2])
         rows = {"train_sources": arguments[0], "test_sources": arguments[2 if len(arguments) == 4 else 1]}
         asked = [key for key in rows if key in options] if name != "rotation_error" else []
         if name == "rotation_error":
@@ -476,7 +476,7 @@ def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> Non
         for key in asked:
             assert len(options[key]) == len(rows[key])
             assert len(options[key].unique()) == 30
-        if name in ("linear_probe", "regression_r2"):
+        if name in ("linear_probe", "regressions_r2"):
             assert "train_sources" in options
 
 

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from seqjepa.evaluation import Regression, _mlp, regression_r2, rotation_error
-from seqjepa.evaluation._statistics import FOLDS, Standardizer, draw_folds
+from seqjepa.evaluation._statistics import FOLDS, Standardizer, draw_folds, hold_out
 from seqjepa.groups import Rotation3D
 
 SMALL: dict[str, Any] = {"hidden": (64, 64)}
@@ -399,3 +399,75 @@ def test_targets_keep_their_precision_beside_features_of_less() -> None:
     got = regression_r2(x.float(), y + far, tx.float(), ty + far, hidden=(), l2=1.0)
     plain = regression_r2(x.float(), y, tx.float(), ty, hidden=(), l2=1.0)
     assert got.per_output == pytest.approx(plain.per_output, abs=1e-4)
+
+
+def test_the_mlp_learns_from_each_row_once_an_epoch_in_a_new_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, seen = _mlp._forward, []
+
+    def recorded(parameters: list[Tensor], x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(x[:, 0])
+        return forward(parameters, x)
+
+    monkeypatch.setattr(_mlp, "_forward", recorded)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.arange(600)[:, None].float(), torch.randn(600, 1, generator=g)
+    held = hold_out(600, 0.1, g)
+    with torch.no_grad():
+        _, steps = _mlp.fit_mlp(x, y, held, (4,), 3, g)
+    assert steps <= len(seen) == 9
+    assert [len(batch) for batch in seen] == [256, 256, 28] * 3
+    epochs = [torch.cat(seen[i : i + 3]) for i in (0, 3, 6)]
+    assert all(torch.equal(epoch.sort().values, x[~held, 0]) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("width", [2, 50])
+def test_hidden_weights_are_drawn_as_nn_linear_draws_them_and_the_last_layer_is_zero(width: int) -> None:
+    first, bias, *rest = _mlp._parameters((width, 4000, 3), torch.Generator().manual_seed(0), torch.zeros(1))
+    bound = torch.nn.Linear(width, 4000).weight.detach().abs().max().item()
+    assert first.abs().max().item() == pytest.approx(bound, rel=1e-2)
+    assert first.mean().item() == pytest.approx(0, abs=bound / 50)
+    assert first.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert not any(part.any() for part in (bias, *rest))
+
+
+def test_what_the_mlp_keeps_is_a_fading_average_of_the_weights_of_adam() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=g, dtype=torch.float64)
+    y, held = 5 * x[:, :1] - 3, hold_out(100, 0.1, g)  # a long way at a constant rate: every round is progress
+    with torch.no_grad():
+        fit, steps = _mlp.fit_mlp(x, y, held, (), 1100, g)
+    assert steps == 1100
+    ones = torch.ones(90, 1, dtype=torch.float64)
+    inputs, weight = torch.cat([x[~held], ones], 1), torch.zeros(3, 1, dtype=torch.float64)
+    first, second, average = weight.clone(), weight.clone(), weight.clone()
+    for step in range(1, steps + 1):
+        gradient = 2 * inputs.mT @ (inputs @ weight - y[~held]) / 90
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        weight = weight - 1e-3 * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        memory = min(0.99, step / (step + 10))
+        average = memory * average + (1 - memory) * weight
+    torch.testing.assert_close(fit(torch.eye(2, dtype=torch.float64)), average[:2] + average[2])
+
+
+def test_resamples_in_which_an_output_never_varies_do_not_count() -> None:
+    x, y, tx, _ = linear_data()
+    rare = 1e3 + 90.3 * torch.eye(40)[:, :1]  # missing in one resample of three, which then has no R²
+    got = regression_r2(x, 1e3 + y[:, :1], tx[:40], rare, hidden=())
+    assert got.interval.low > -1
+    assert got.pooled_interval.low > -1
+
+
+def test_both_intervals_are_of_r2_of_rows_drawn_again() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 3, generator=g, dtype=torch.float64)
+    y = x[:, :2] + torch.randn(80, 2, generator=g, dtype=torch.float64) + torch.tensor([0.0, 4.0])
+    got = regression_r2(x[:40], y[:40], x[40:], y[40:], hidden=(), l2=0.1)
+    again = torch.randint(40, (300, 40), generator=g)
+    found = torch.tensor([naive_r2(y[40:][rows], got.predictions[rows]) for rows in again])
+    low, high = found.quantile(torch.tensor([0.025, 0.975]), dim=0)
+    for interval, (a, b) in zip(
+        (got.interval, got.pooled_interval), zip(low.tolist(), high.tolist(), strict=True), strict=True
+    ):
+        assert interval == pytest.approx((a, b), abs=0.2 * (b - a))

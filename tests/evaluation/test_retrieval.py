@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqjepa.evaluation import action_retrieval, extract, pre, retrieval
+from seqjepa.evaluation import action_retrieval, extract, pre, prediction_retrieval_error, retrieval
 from seqjepa.groups import Rotation3D
 from tests.evaluation.worlds import Exact, world
 
@@ -228,3 +228,10 @@ def test_wrong_input_is_refused() -> None:
         pre(x[:, :3], x, q)
     with pytest.raises(ValueError, match=r"must be unit quaternions, x y z w; some have another length"):
         pre(x, x, 2 * q)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_the_exact_model_finds_every_view_and_its_pose_from_the_first_alone(views: int) -> None:
+    test = extract(Exact(), world(20, views=views))
+    assert action_retrieval(Exact(), test).mrr == 1
+    assert prediction_retrieval_error(Exact(), test).error < 1e-3

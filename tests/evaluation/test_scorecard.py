@@ -93,7 +93,7 @@ def test_a_model_that_predicts_nothing_is_measured_as_far_as_it_goes() -> None:
     parts = SimpleNamespace(encode=exact.encode, embed=exact.embed, aggregate=exact.aggregate)
     card = evaluate(parts, world(60), world(60, seed=1), hidden=(), progress=False)
     assert card.top1 is not None
-    assert list(card.top1.knn) == ["z", "state of 4"]
+    assert list(card.top1.knn) == ["z", "state of 4", "mean z of 4"]
     assert card.paths
     assert card.from_states
     assert {"retrieval", "sensitivity", "composition", "pre"} <= set(card.skipped)
@@ -314,6 +314,7 @@ def test_classes_are_compared_before_anything_is_encoded() -> None:
     [
         ({"max_sequences": 1}, "at least 2; got 1"),
         ({"hidden": (64, 0)}, r"each at least 1, or \(\) for none; got \(64, 0\)"),
+        ({"path_rows": 1}, "at least 2; got 1"),
         ({"num_views": (2, 7)}, "from 1 to the 4 views that there are; got 7"),
         ({"num_views": (0,)}, r"num_views \(M_val\) must be .* 1.*; got 0"),
     ],
@@ -321,8 +322,15 @@ def test_classes_are_compared_before_anything_is_encoded() -> None:
 def test_settings_are_refused_before_anything_is_encoded(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         card_of(lambda v: pytest.fail("encoded"), world(8), world(8), **settings)
+    in_turn = [iter([world(8)]) for _ in range(2)]
+    if settings == {"num_views": (2, 7)}:  # known when the encoding is paid for
+        card = card_of(Exact(), *in_turn, **settings)
+        assert card.top1 is not None
+        assert list(card.top1.states) == [2]
+        assert card.skipped["top1, state of 7"] == "num_views (M_val) beyond the 4 views that there are"
+        return
     with pytest.raises(ValueError, match=message):
-        card_of(lambda v: v, iter([world(8)]), iter([world(8)]), **settings)
+        card_of(lambda v: v, *in_turn, **settings)
 
 
 def about_z(n: int, seed: int) -> ViewSequence:

@@ -1,8 +1,10 @@
 """Lightning's Trainer against the plain loop, loss by loss."""
 
 import importlib
+import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from tests.ranks import on_ranks
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Recorded(Callback):
@@ -204,3 +209,45 @@ def _two_ranks(rank: int, world: int) -> None:
 @pytest.mark.nightly  # each process imports Lightning anew
 def test_two_processes_of_lightning_train_as_ddp_does() -> None:
     on_ranks(_two_ranks)
+
+
+STARTED_BY_LIGHTNING = """
+import json, sys
+import lightning, torch
+from seqjepa import SeqJEPA
+from seqjepa.data import RotatedViews, ViewLoader
+from seqjepa.interop.lightning import SeqJEPAModule
+
+torch.manual_seed(0)
+images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
+loader = ViewLoader(list(zip(images, range(32))), RotatedViews(num_views=3), batch_size=4)
+encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8))
+model = SeqJEPA.from_encoder(encoder, action_dim=1, view_shape=(3, 8, 8), heads=2)
+
+class Seen(SeqJEPAModule):
+    labels = []
+    def training_step(self, batch, batch_idx):
+        self.labels += batch.labels.tolist()
+        return super().training_step(batch, batch_idx)
+
+trainer = lightning.Trainer(
+    max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(Seen(model, rate=1e-3), loader)
+weights = [p.tolist() for p in model.target.parameters()]
+with open(f"{sys.argv[1]}/{trainer.global_rank}.json", "w") as file:
+    json.dump([Seen.labels, model.target.step, weights], file)
+"""
+
+
+@pytest.mark.nightly
+def test_a_loader_built_before_lightning_starts_its_processes_gives_each_its_share(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(STARTED_BY_LIGHTNING)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, str(script), str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    (one, steps, weights), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert sorted(one + other[0]) == list(range(32))
+    assert (steps, weights) == (4, other[2])
