@@ -209,8 +209,8 @@ def test_a_path_on_a_great_circle_goes_straight_on_and_one_that_turns_back_does_
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     torch.testing.assert_close(straightness(3 * a @ turn, 3 * b @ turn, 3 * c @ turn), straightness(a, b, c))
     along = b / b.norm(dim=1, keepdim=True)
-    steps = [s - (s * along).sum(1, keepdim=True) * along for s in (b - a, c - b)]
-    torch.testing.assert_close(straightness(a, b, c), torch.cosine_similarity(*steps, dim=1))
+    one, two_ = (s - (s * along).sum(1, keepdim=True) * along for s in (b - a, c - b))
+    torch.testing.assert_close(straightness(a, b, c), torch.cosine_similarity(one, two_, dim=1))
     still = a.requires_grad_()
     straightness(still, still, still).sum().backward()
     assert still.grad is not None

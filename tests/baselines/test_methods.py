@@ -73,7 +73,7 @@ def test_a_blank_of_a_batch_is_refused(name: str) -> None:
         method(views[:, :1], actions[:, :0])
     with pytest.raises(ValueError, match="at least two sources; got 1"):
         method(views[:1], actions[:1])
-    with pytest.raises(ValueError, match="settings must be one of .*; got 'best'"):
+    with pytest.raises(ValueError, match=r"settings must be one of .*; got 'best'"):
         tiny(name, settings="best", widths=None)
 
 
