@@ -37,8 +37,8 @@ def test_the_quickstart_trains_measures_and_draws(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "options"),
     [
-        ("digits", ["--steps", "5"]),
-        pytest.param("labelled", ["--steps", "2", "--compare", "--fixations", "uniform"], marks=pytest.mark.nightly),
+        pytest.param("digits", ["--steps", "5"], marks=pytest.mark.nightly),
+        ("labelled", ["--steps", "2", "--compare", "--fixations", "uniform"]),
         pytest.param("unlabelled", ["--steps", "1", "--preset", "gpu"], marks=pytest.mark.nightly),
     ],
 )
