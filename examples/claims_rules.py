@@ -1,4 +1,4 @@
-"""The rules by which a claim holds, fixed before the runs, and what came of them: verdicts, figures, levels.
+"""The rules by which a claim holds, written before they are run, and what came of them: verdicts, figures, levels.
 
 Every rule is judged seed by seed. A claim *holds* if all parts of its rule hold in every seed, *fails* if none holds in
 any, and holds *partly* otherwise. Beside it stands the verdict by the paper's own words, where ours differ from them.
