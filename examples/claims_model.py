@@ -51,7 +51,7 @@ def build(side: int, dim: int, action_dim: int, steps: int, *, with_actions: boo
 
 
 def train_and_look(
-    model: SeqJEPA, batch: Batch, steps: int, name: str, at: Collection[int], look: Callable[[int], None]
+    model: SeqJEPA, batch: Batch, steps: int, name: str, half: bool, at: Collection[int], look: Callable[[int], None]
 ) -> SeqJEPA:
     """`small.train`, and a look at the model in eval mode after the steps `at`, the last of them too."""
     done = 0
@@ -65,7 +65,7 @@ def train_and_look(
         done += 1
         return batch()
 
-    train(model, next_batch, steps, name, small_recipe(model, steps))
+    train(model, next_batch, steps, name, small_recipe(model, steps)._replace(half=half))
     if steps in at:
         look(steps)
     return model

@@ -75,13 +75,12 @@ class Worlds:
     @cached_property
     def walls(self) -> tuple[Walls, Walls]:
         """Walls of objects to train on, and of those held out; the same for every seed."""
-        small = [RenderedObjects(n, size=32, split=s) for n, s in ((2000, "train"), (480, "val"))]
-        if not self.preset.paper:
-            small, pools = [], self.pools
-        else:
-            pools = tuple(Pool(objects, 16) for objects in small)  # type: ignore[assignment]
-        train, test = (Walls.of(pool.pictures.cpu(), pool.labels.cpu(), seed) for seed, pool in enumerate(pools))
-        return train, test
+        pools = self.pools
+        if self.preset.paper:  # walls stay small
+            train, test = (RenderedObjects(n, size=32, split=s) for n, s in ((2000, "train"), (480, "val")))
+            pools = Pool(train, 16), Pool(test, 16)
+        fit, held_out = (Walls.of(pool.pictures.cpu(), pool.labels.cpu(), seed) for seed, pool in enumerate(pools))
+        return fit, held_out
 
 
 def world_batch(condition: str, worlds: Worlds, generator: torch.Generator) -> Batch:
@@ -122,9 +121,8 @@ def trained(condition: str, seed: int, worlds: Worlds, look: Look) -> SeqJEPA:
         return train(model, batch, steps, f"{condition}, seed {seed}", recipe)
     model = new_model(condition, steps, preset)
     at = () if wall else [steps // part for part in preset.looks]
-    if bf16_is_faster(FOVEA if wall else 32):  # weights and the loss stay in float32
-        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # type: ignore[method-assign]
-    return train_and_look(model, batch, steps, f"{condition}, seed {seed}", at, lambda step: look(step, model))
+    half = bf16_is_faster(FOVEA if wall else 32)  # weights and the loss stay in float32
+    return train_and_look(model, batch, steps, f"{condition}, seed {seed}", half, at, lambda step: look(step, model))
 
 
 def untrained(condition: str, seed: int, worlds: Worlds) -> SeqJEPA:

@@ -25,6 +25,7 @@ class Recipe(NamedTuple):
     optimizer: Optimizer
     scheduler: LambdaLR
     clip: float = math.inf  # most length of a gradient
+    half: bool | None = None  # under bfloat16 autocast; None: on a GPU
 
 
 class ResidualBlock(nn.Module):
@@ -90,12 +91,13 @@ def train(model: SeqJEPA, batch: Callable[[], ViewSequence], steps: int, name: s
 
     What a run of hours needs besides, checkpoints and a monitor to begin with, is in train.py.
     """
-    optimizer, scheduler, clip = recipe
+    optimizer, scheduler, clip, half = recipe
     device = next(model.parameters()).device
+    half = device.type == "cuda" if half is None else half
     model.train()
     for step in (progress := tqdm(range(steps), desc=name, unit="step")):
         views, actions, *_ = batch()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             out = model(views, actions)
         optimizer.zero_grad()
         out.loss.backward()

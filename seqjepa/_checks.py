@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_axes", "check_batch_norm", "check_floating", "check_like", "check_tensor", "is_compiled", "like_weights",
+    "check_axes", "check_batch_norm", "check_floating", "check_like", "check_sequence", "check_tensor",
+    "is_compiled", "like_weights",
     "plain_names", "unwrap", "weight_of",
 ]  # fmt: skip
 
@@ -36,6 +37,29 @@ def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         bytes_too = " / 255" if tensor.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}. Convert with {name}.float(){bytes_too}.")
+
+
+def check_sequence(views: Tensor, actions: Tensor) -> None:
+    """Raise unless the views and the actions between them belong together."""
+    check_axes("actions", actions, "B T A")
+    check_tensor("views", views)
+    if views.ndim < 3:
+        raise ValueError(
+            f"views must have the axes (B, T+1, …), for images (B, T+1, C, H, W); got {tuple(views.shape)}."
+        )
+    n, m = views.shape[1], actions.shape[1]
+    if m != n - 1:
+        raise ValueError(
+            f"{n} views need {n - 1} actions, one per step; got {m}. "
+            + ("Add an action or drop the last view." if m < n - 1 else "Drop the last action or add a view.")
+            + (
+                " Actions are relative: of absolute parameters, one a view, take the differences first."
+                if m == n
+                else ""
+            )
+        )
+    if views.shape[0] != actions.shape[0]:
+        raise ValueError(f"Views and actions must have one batch size; got {views.shape[0]} and {actions.shape[0]}.")
 
 
 def check_batch_norm(rows: int, training: bool, what: str) -> None:

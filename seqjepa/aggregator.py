@@ -272,3 +272,10 @@ def _indices(tokens: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.arange(tokens.shape[1], device=tokens.device)
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def last_view(mask: Tensor, sequence: Tensor) -> Tensor:
+    """The index of each row's last view that counts, (B,)."""
+    check_mask(mask, sequence)
+    indices = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, indices, 0).amax(dim=1)

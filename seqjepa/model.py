@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like, check_tensor
+from seqjepa._checks import check_axes, check_like, check_sequence
 from seqjepa.actions import ActionEmbedder
-from seqjepa.aggregator import SequenceAggregator, check_mask
+from seqjepa.aggregator import SequenceAggregator, last_view
 from seqjepa.encoders import encode_views, feature_width, timm_encoder
 from seqjepa.hub import PretrainedModule
 from seqjepa.loss import SeqJEPALoss
@@ -212,12 +212,12 @@ class SeqJEPA(PretrainedModule):
             ValueError: shapes, counts or devices that do not fit; an encoder that returns no vectors.
             TypeError: dtypes that do not fit.
         """
-        _check_sequence(views, actions)
+        check_sequence(views, actions)
         if views.shape[1] < 2:
             raise ValueError(
                 f"Two views and one action are the least that can be predicted from; got {views.shape[1]} view."
             )
-        last = None if mask is None else _last_true(mask, actions)
+        last = None if mask is None else last_view(mask, actions)
 
         # The target first: what it computes with is free again before the encoder keeps its activations for backward.
         target = self.target(_take(views, None if last is None else last + 1))  # (B, D)
@@ -288,7 +288,7 @@ class SeqJEPA(PretrainedModule):
             )
         slots = torch.cat([e, e.new_zeros(e.shape[0], 1, e.shape[2])], dim=1)  # (B, T, E)
         if mask is not None:
-            leads_on = torch.arange(n, device=z.device) < _last_true(mask, z)[:, None]
+            leads_on = torch.arange(n, device=z.device) < last_view(mask, z)[:, None]
             slots = torch.where(leads_on[..., None], slots, 0)
         return self.aggregator(torch.cat([z, slots], dim=-1), mask)
 
@@ -329,7 +329,7 @@ class SeqJEPA(PretrainedModule):
             >>> model.imagine(torch.rand(2, 3, 3, 32, 32), torch.randn(2, 2, 4), torch.randn(2, 5, 4)).shape
             torch.Size([2, 5, 512])
         """
-        _check_sequence(views, actions)
+        check_sequence(views, actions)
         check_axes("future_actions", future_actions, "B K A")
         if future_actions.shape[1] < 1 or future_actions.shape[::2] != actions.shape[::2]:
             raise ValueError(
@@ -349,36 +349,6 @@ class SeqJEPA(PretrainedModule):
     def update_target(self) -> None:
         """Move the target encoder one step towards the encoder: call it after each optimiser step."""
         self.target.update(self.encoder)
-
-
-def _check_sequence(views: Tensor, actions: Tensor) -> None:
-    """Raise unless the views and the actions between them belong together."""
-    check_axes("actions", actions, "B T A")
-    check_tensor("views", views)
-    if views.ndim < 3:
-        raise ValueError(
-            f"views must have the axes (B, T+1, …), for images (B, T+1, C, H, W); got {tuple(views.shape)}."
-        )
-    n, m = views.shape[1], actions.shape[1]
-    if m != n - 1:
-        raise ValueError(
-            f"{n} views need {n - 1} actions, one per step; got {m}. "
-            + ("Add an action or drop the last view." if m < n - 1 else "Drop the last action or add a view.")
-            + (
-                " Actions are relative: of absolute parameters, one a view, take the differences first."
-                if m == n
-                else ""
-            )
-        )
-    if views.shape[0] != actions.shape[0]:
-        raise ValueError(f"Views and actions must have one batch size; got {views.shape[0]} and {actions.shape[0]}.")
-
-
-def _last_true(mask: Tensor, sequence: Tensor) -> Tensor:
-    """The index of each row's last view that counts, (B,)."""
-    check_mask(mask, sequence)
-    indices = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask, indices, 0).amax(dim=1)
 
 
 def _take(sequence: Tensor, index: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import seqjepa
+import seqjepa.baselines
 import seqjepa.data
 import seqjepa.distributed
 import seqjepa.evaluation
@@ -83,6 +84,7 @@ before = set(sys.modules)
 environment, loggers = dict(os.environ), set(logging.root.manager.loggerDict)
 handlers, level = list(logging.root.handlers), logging.root.level
 import seqjepa, seqjepa.presets, seqjepa.interop, seqjepa.groups, seqjepa.data, seqjepa.evaluation, seqjepa.training
+import seqjepa.baselines
 heavy = {"timm", "torchvision", "matplotlib", "sklearn", "huggingface_hub", "safetensors", "scipy", "tqdm", "PIL"}
 print(sorted(heavy & (set(sys.modules) - before)), sorted(set(logging.root.manager.loggerDict) - loggers))
 assert environment == dict(os.environ)
@@ -110,7 +112,15 @@ def test_nothing_unpickles_but_through_weights_only() -> None:
                 assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
 
 
-MODULES = [seqjepa, seqjepa.groups, seqjepa.data, seqjepa.evaluation, seqjepa.distributed, seqjepa.training]
+MODULES = [
+    seqjepa,
+    seqjepa.groups,
+    seqjepa.data,
+    seqjepa.evaluation,
+    seqjepa.distributed,
+    seqjepa.training,
+    seqjepa.baselines,
+]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_batch_norm, check_tensor
+from seqjepa._checks import check_axes, check_batch_norm, check_sequence
 from seqjepa._modes import fresh_casts
-from seqjepa.actions import NoActions
-from seqjepa.aggregator import check_mask
+from seqjepa.actions import ActionEmbedder, NoActions
+from seqjepa.aggregator import last_view
 from seqjepa.baselines.pairs import ViewPairs
 from seqjepa.encoders import encode_views
 from seqjepa.target import EMATarget
 
 __all__ = [
-    "Averaged", "Baseline", "BaselineOutput", "OnlineTarget", "Predictive", "check_sequence", "check_weights",
-    "setting", "told",
+    "Averaged", "Baseline", "BaselineOutput", "OnlineTarget", "Predictive", "check_weights",
+    "embedding", "setting", "told",
 ]  # fmt: skip
 
 Setting = TypeVar("Setting")
@@ -75,15 +75,15 @@ class Baseline(nn.Module):
         check_axes("z", z, "B T D")
         if mask is None:
             return z[:, -1]
-        check_mask(mask, z)
-        last = torch.where(mask, torch.arange(z.shape[1], device=z.device), 0).amax(dim=1)
-        return z[torch.arange(len(z), device=z.device), last]
+        return z[torch.arange(len(z), device=z.device), last_view(mask, z)]
 
     def update_target(self) -> None:
         """Nothing to move: this method has no averaged target."""
 
     def _checked(self, views: Tensor, actions: Tensor, mask: Tensor | None) -> None:
         check_sequence(views, actions)
+        if views.shape[1] < 2:
+            raise ValueError(f"A method of pairs needs at least two views of a source; got {views.shape[1]}.")
         if mask is not None:
             raise ValueError(
                 f"{type(self).__name__} takes no mask: a pair of views must not meet padding. Draw pairs of views "
@@ -93,7 +93,13 @@ class Baseline(nn.Module):
 
 
 class Predictive(Baseline):
-    """A method that predicts the projection of one view from that of another, in the projector's space."""
+    """A method that predicts the projection of one view from that of another, in the projector's space.
+
+    Attributes:
+        predicts_z: False: a prediction is no z, and cannot be fed back as a view.
+    """
+
+    predicts_z = False
 
     projector: Any
     predictor: Any
@@ -129,22 +135,6 @@ class Averaged(Predictive):
         return self.target(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
-def check_sequence(views: Tensor, actions: Tensor) -> None:
-    """Raise unless the views and the actions between them belong together, two views at least."""
-    check_axes("actions", actions, "B T A")
-    check_tensor("views", views)
-    if views.ndim < 3 or views.shape[1] < 2:
-        raise ValueError(
-            f"views must have the axes (B, T+1, …) with two views at least; got shape {tuple(views.shape)}."
-        )
-    if actions.shape[:2] != (views.shape[0], views.shape[1] - 1):
-        raise ValueError(
-            f"{views.shape[1]} views of {views.shape[0]} sources need actions ({views.shape[0]}, {views.shape[1] - 1}, "
-            f"A), one per step; got {tuple(actions.shape)}. Actions are relative: of absolute parameters, one a view, "
-            "take the differences first."
-        )
-
-
 def setting(name: str, known: Mapping[str, Setting]) -> Setting:
     """The settings of that name, or an error that lists them."""
     if name not in known:
@@ -157,6 +147,12 @@ def told(action_dim: int | None, method: str) -> int:
     if action_dim is None:
         raise ValueError(f"{method} is told actions, and must know their size; got None. Give action_dim=A.")
     return action_dim
+
+
+def embedding(embedder: nn.Module | None, action_dim: int | None, method: str) -> tuple[nn.Module, int]:
+    """The embedder that was given, or one of 128 numbers, and its width E."""
+    known: Any = ActionEmbedder(told(action_dim, method)) if embedder is None else embedder
+    return known, known.embed_dim
 
 
 def check_weights(**weights: float) -> None:

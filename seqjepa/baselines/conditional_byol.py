@@ -7,8 +7,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa.actions import ActionEmbedder
-from seqjepa.baselines._base import Averaged, BaselineOutput, setting, told
+from seqjepa.baselines._base import Averaged, BaselineOutput, embedding, setting
 from seqjepa.baselines.heads import Projector
 from seqjepa.baselines.pairs import ViewPairs
 from seqjepa.encoders import feature_width
@@ -102,10 +101,9 @@ class ConditionalBYOL(Averaged):
             pairs: from which view which is predicted.
         """
         hidden, out = widths or setting(settings, {"comparison": (2048, 128)})
-        embedder = ActionEmbedder(told(action_dim, cls.__name__)) if embedder is None else embedder
-        embed_dim = int(embedder.embed_dim)  # type: ignore[arg-type]
+        embedder, width = embedding(embedder, action_dim, cls.__name__)
         projector = Projector(feature_width(encoder, view_shape), hidden, out, bias=False, last="norm")
-        predictor = ConditionedPredictor(out, embed_dim, out, hidden)
+        predictor = ConditionedPredictor(out, width, out, hidden)
         return cls(encoder, projector, embedder, predictor, momentum=momentum, pairs=pairs)
 
     def forward(

@@ -7,8 +7,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa.actions import ActionEmbedder
-from seqjepa.baselines._base import BaselineOutput, OnlineTarget, check_weights, setting, told
+from seqjepa.baselines._base import BaselineOutput, OnlineTarget, check_weights, embedding, setting
 from seqjepa.baselines.contrast import NTXent, over_pairs
 from seqjepa.baselines.heads import Projector
 from seqjepa.baselines.pairs import ViewPairs
@@ -106,10 +105,10 @@ class EquiMod(OnlineTarget):
             {"comparison": ((1024, 1024, 128), (0.5, 0.5)), "paper": ((2048, 2048, 128), (0.5, 0.2))},
         )
         widths = widths or default
-        embedder = ActionEmbedder(told(action_dim, cls.__name__)) if embedder is None else embedder
+        embedder, width = embedding(embedder, action_dim, cls.__name__)
         dim = feature_width(encoder, view_shape)
         invariant, projector = (Projector(dim, *widths, bias=False, last="norm") for _ in range(2))
-        predictor = ConditionedPredictor(widths[-1], int(embedder.embed_dim), widths[-1], None)  # type: ignore[arg-type]
+        predictor = ConditionedPredictor(widths[-1], width, widths[-1], None)
         return cls(encoder, invariant, projector, embedder, predictor, temperatures=temperatures, pairs=pairs)
 
     def forward(

@@ -7,8 +7,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa.actions import ActionEmbedder
-from seqjepa.baselines._base import BaselineOutput, OnlineTarget, setting, told
+from seqjepa.baselines._base import BaselineOutput, OnlineTarget, embedding, setting
 from seqjepa.baselines.contrast import NTXent, over_pairs
 from seqjepa.baselines.heads import Projector
 from seqjepa.baselines.pairs import ViewPairs
@@ -96,9 +95,9 @@ class SEN(OnlineTarget):
             pairs: from which view which is predicted.
         """
         widths = widths or setting(settings, {"comparison": (2048, 2048, 2048)})
-        embedder = ActionEmbedder(told(action_dim, cls.__name__)) if embedder is None else embedder
+        embedder, width = embedding(embedder, action_dim, cls.__name__)
         projector = Projector(feature_width(encoder, view_shape), *widths, bias=False, last="norm")
-        predictor = ConditionedPredictor(widths[-1], int(embedder.embed_dim), widths[-1], None)  # type: ignore[arg-type]
+        predictor = ConditionedPredictor(widths[-1], width, widths[-1], None)
         return cls(encoder, projector, embedder, predictor, pairs=pairs)
 
     def forward(

@@ -126,4 +126,6 @@ def _rows(parameters: Any, rows: slice, count: int) -> Any:
         return parameters[rows] if parameters.ndim and len(parameters) == count else parameters
     if isinstance(parameters, tuple) and hasattr(parameters, "_fields"):
         return type(parameters)(*(_rows(part, rows, count) for part in parameters))
+    if isinstance(parameters, dict):
+        return {name: _rows(part, rows, count) for name, part in parameters.items()}
     return parameters

@@ -51,11 +51,12 @@ def composition_error(model: Any, test: Features) -> CompositionError:
     view 1 by a₁ ∘ a₂.
 
     Args:
-        model: anything with `embed`, `aggregate` and `predict`.
+        model: anything with `embed`, `aggregate` and `predict`, whose predictions are in the space of z: a model
+            says that they are not by an attribute `predicts_z` that is False.
         test: features with targets and a group, of three views or more and at least two sources.
 
     Raises:
-        ValueError: fewer than three views or two sources; an encoder alone; no group.
+        ValueError: fewer than three views or two sources; an encoder alone; no group; predictions that are no z.
 
     Examples:
         >>> import torch
@@ -68,6 +69,10 @@ def composition_error(model: Any, test: Features) -> CompositionError:
         True
     """
     group_of(test)
+    if not getattr(model, "predicts_z", True):
+        raise ValueError(
+            f"Two steps feed a prediction back as a view; those of {type(model).__name__} are not in the space of z."
+        )
     target, sources = targets_of(test), test.source_numbers
     if test.num_views < 3 or len(sources.unique()) < 2:
         raise ValueError(

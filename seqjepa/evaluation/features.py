@@ -319,7 +319,8 @@ def _elements(batch: ViewSequence, device: torch.device) -> Tensor | None:
         joined = found
     else:
         names = list(getattr(group, "groups", {"rotation": group}))  # of a Product, its parts by name
-        columns = [getattr(parameters, name, None) for name in names]
+        known = parameters if isinstance(parameters, dict) else {n: getattr(parameters, n, None) for n in names}
+        columns = [known.get(name) for name in names]
         if not all(isinstance(column, Tensor) for column in columns):
             return None
         joined = torch.cat([c[..., None] if c.ndim == 2 else c for c in columns if c is not None], dim=-1)

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
+from seqjepa.data._epochs import EpochOrder
 from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.collation import ImageBatch, Sample, collate
-from seqjepa.data.loading import EpochOrder, ViewLoader
+from seqjepa.data.loading import ViewLoader
 from seqjepa.data.readers import WithSaliency
 from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng
 from seqjepa.groups import Translation

@@ -465,3 +465,13 @@ def test_sequences_of_different_groups_are_not_read_as_those_of_one() -> None:
     for both in ([one, other], [other, one], [one, one._replace(group=Scale())]):
         with pytest.raises(ValueError, match=r"have actions of one group; got .* and .*Extract each by itself"):
             extract(lambda v: v, both)
+
+
+def test_parameters_in_a_dict_are_read_as_those_in_a_tuple_and_cut_with_their_rows() -> None:
+    hue, scale = torch.rand(7, 3, 1), 1 + torch.rand(7, 3, 1)
+    group = Product({"hue": Hue(), "scale": Scale()})
+    elements = torch.cat([hue, scale], dim=-1)
+    sequence = ViewSequence(torch.rand(7, 3, 2), group.actions(elements), {"scale": scale, "hue": hue}, group=group)
+    features = extract(lambda v: v, sequence, batch_size=3)
+    assert features.elements is not None
+    torch.testing.assert_close(features.elements, elements)
