@@ -18,7 +18,8 @@ from claims_runs import PRESETS, VIEWS, WALLS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from objects3d import Pool
-from reproduce_claims import done
+from reproduce_claims import settings
+from resumed import done
 from wall import GAZES, Walls, draw_path
 
 from seqjepa.data import RenderedObjects
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the figures")
     parser.add_argument("--preset", choices=PRESETS, default="hour", help="that the runs were made with")
     args = parser.parse_args()
-    runs = done(args.runs, PRESETS[args.preset])
+    runs = done(args.runs, settings(PRESETS[args.preset]))
     args.output.mkdir(parents=True, exist_ok=True)
     for name, (needs, draw) in DRAWN.items():
         whole = {seed: of for seed, of in runs.items() if all(need in of for need in needs)}

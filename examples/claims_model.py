@@ -37,9 +37,11 @@ def fast_convnet(side: int, dim: int) -> nn.Module:
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
-def build(side: int, dim: int, action_dim: int, steps: int, *, with_actions: bool = True) -> SeqJEPA:
+def build(
+    side: int, dim: int, action_dim: int, steps: int, *, with_actions: bool = True, encoder: nn.Module | None = None
+) -> SeqJEPA:
     """The paper's model with four parts changed, each measured: pre-norm, no dropout, two maps that are deeper."""
-    encoder = fast_convnet(side, dim)
+    encoder = fast_convnet(side, dim) if encoder is None else encoder
     width = EMBED if with_actions else 0
     return SeqJEPA(
         encoder=encoder,

@@ -6,13 +6,13 @@ any, and holds *partly* otherwise. Beside it stands the verdict by the paper's o
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from claims_runs import OBJECTS, VIEWS, WALLS
+from resumed import mean_and_spread, plain
 
 WITH, WITHOUT, UNTRAINED = OBJECTS
 BOTH, SALIENT, UNIFORM = WALLS
@@ -246,13 +246,6 @@ def table(conditions: tuple[str, ...], runs: Mapping[int, Seed]) -> list[str]:
         cells = []
         for condition in conditions:
             values = [seed[condition][name] for seed in runs.values() if name in seed.get(condition, {})]
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            cells.append(plain(statistics.fmean(values), spread) if values else "")
+            cells.append(mean_and_spread(values))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines if names else []
-
-
-def plain(value: float, spread: float | None = None) -> str:
-    digits = 1 if abs(value) >= 2 else 2
-    missing = spread is None or math.isnan(spread)
-    return f"{value:.{digits}f}" + ("" if missing else f" ± {spread:.{digits}f}")

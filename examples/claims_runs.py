@@ -53,23 +53,26 @@ PRESETS = {
 
 
 class Worlds:
-    """What the models see and are measured on: rendered once for all runs, when first asked for."""
+    """What the models see and are measured on: rendered once for all runs, when first asked for.
 
-    def __init__(self, preset: Preset) -> None:
-        self.preset = preset
+    Another `seed` makes other objects of the same classes, to choose settings on.
+    """
+
+    def __init__(self, preset: Preset, seed: int = 0) -> None:
+        self.preset, self.seed = preset, seed
         self.size = PAPER.image_size if preset.paper else 32
         self.most = math.pi / 2 if preset.paper else MOST
 
     def objects(self, split: str) -> RenderedObjects:
         count = self.preset.instances if split == "train" else self.preset.held_out
-        return RenderedObjects(count, size=self.size, split=split, device=DEVICE)
+        return RenderedObjects(count, size=self.size, split=split, seed=self.seed, device=DEVICE)
 
     @cached_property
     def pools(self) -> tuple[Pool, Pool]:
         """Views of objects to train on, and of those held out, turned by Euler angles."""
         probed = self.objects("train")
         if self.preset.paper:  # of which the probes learn; the model sees new views of all
-            probed = RenderedObjects(8000, size=self.size, split="train", device=DEVICE)
+            probed = RenderedObjects(8000, size=self.size, split="train", seed=self.seed, device=DEVICE)
         return Pool(probed, self.preset.drawn, most=self.most), Pool(self.objects("val"), 12, most=self.most)
 
     @cached_property

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,13 @@ class Pool:
         rotation = self.rotations[row, column]
         views = self.pictures[row, column].float() / 255
         return ViewSequence(views, self.group.actions(rotation), rotation, self.labels[row[:, 0]], self.group)
+
+    def sequences(self, size: int = 64) -> Iterator[ViewSequence]:
+        """All views of every object, in one order, so many objects at a time."""
+        for pictures, rotation, labels in zip(
+            self.pictures.split(size), self.rotations.split(size), self.labels.to(DEVICE).split(size), strict=True
+        ):
+            yield ViewSequence(pictures.float() / 255, self.group.actions(rotation), rotation, labels, self.group)
 
 
 def sample_batch(source: Source, settings: Settings, generator: torch.Generator) -> ViewSequence:

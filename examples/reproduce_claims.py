@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,32 +26,9 @@ from claims_faults import leak_of_normalised_actions, probed_in_training_mode
 from claims_measures import of_objects, of_walls, on_the_way
 from claims_rules import report, summary
 from claims_runs import OBJECTS, PRESETS, WALLS, Preset, Worlds, new_model, trained, untrained
+from resumed import as_json, done, left, named, progress, write
 
 CONDITIONS = (*WALLS, OBJECTS[0], OBJECTS[2], OBJECTS[1])  # what is cheap and decides most, first
-
-
-def named(condition: str, seed: int) -> str:
-    return f"{condition.replace(', ', '-').replace(' ', '_')}-{seed}"
-
-
-def write(path: Path, text: str) -> None:
-    """The whole file, or none."""
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def as_json(value: Any) -> str:
-    """Numbers that do not exist are null."""
-
-    def strict(v: Any) -> Any:
-        if isinstance(v, dict):
-            return {str(key): strict(item) for key, item in v.items()}
-        if isinstance(v, list | tuple):
-            return [strict(item) for item in v]
-        return None if isinstance(v, float) and not math.isfinite(v) else v
-
-    return json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def run(condition: str, seed: int, preset: Preset, worlds: Worlds, folder: Path) -> dict[str, Any]:
@@ -89,34 +64,9 @@ def settings(preset: Preset) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in asdict(preset).items() if name != "seeds"}))
 
 
-def done(folder: Path, preset: Preset) -> dict[int, dict[str, dict[str, Any]]]:
-    """Seed → condition → what a finished run wrote."""
-    found: dict[int, dict[str, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*-*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["settings"] != settings(preset):
-            raise SystemExit(f"{path} is of other settings than the preset has now; move it away.")
-        found.setdefault(result["seed"], {})[result["condition"]] = result
-    return found
-
-
-def left(seeds: range, only: str, folder: Path) -> list[tuple[int, str]]:
-    """Runs that are not done, seed by seed, so that a run cut short has whole seeds."""
-    wanted = [(seed, condition) for seed in seeds for condition in CONDITIONS if condition.startswith(only)]
-    return [(seed, condition) for seed, condition in wanted if not (folder / f"{named(condition, seed)}.json").exists()]
-
-
-def progress(todo: list[tuple[int, str]], preset: Preset) -> Iterator[tuple[int, str]]:
-    """Each run in turn; before it how many are left, and about how long they take."""
-    cost = {c: preset.wall_steps if c in WALLS else preset.steps * (c != OBJECTS[2]) for c in CONDITIONS}
-    spent, steps = 0.0, 0
-    for i, (seed, condition) in enumerate(todo):
-        ahead = sum(cost[c] for _, c in todo[i:])
-        guess = f", about {spent / steps * ahead / 60:.0f} minutes" if steps else ""
-        print(f"{len(todo) - i} of {len(todo)} runs left{guess}; now {condition}, seed {seed}", flush=True)
-        begun = time.perf_counter()
-        yield seed, condition
-        spent, steps = spent + time.perf_counter() - begun, steps + cost[condition]
+def cost(condition: str, preset: Preset) -> float:
+    """Steps of a run."""
+    return preset.wall_steps if condition in WALLS else preset.steps * (condition != OBJECTS[2])
 
 
 def main() -> None:
@@ -135,9 +85,11 @@ def main() -> None:
         parser.error(f"--only is the beginning of a name: {', '.join(CONDITIONS)}; got {args.only}")
     folder = args.output or Path("runs/claims") / args.preset
     folder.mkdir(parents=True, exist_ok=True)
-    done(folder, preset)  # before any work: are they of these settings?
+    done(folder, settings(preset))  # before any work: are they of these settings?
     worlds = Worlds(preset)
-    for seed, condition in progress(left(range(args.seed, args.seed + count), args.only, folder), preset):
+    seeds = range(args.seed, args.seed + count)  # seed by seed, so that a comparison cut short has whole seeds
+    wanted = [(seed, condition) for seed in seeds for condition in CONDITIONS if condition.startswith(args.only)]
+    for seed, condition in progress(left(wanted, folder), lambda c: cost(c, preset)):
         result = run(condition, seed, preset, worlds, folder)
         write(folder / f"{named(condition, seed)}.json", as_json(result))
         write_summary(folder, preset)
@@ -146,7 +98,7 @@ def main() -> None:
 
 def write_summary(folder: Path, preset: Preset) -> str:
     """`summary.json` and `report.md`, of all runs that are done."""
-    results = done(folder, preset)
+    results = done(folder, settings(preset))
     runs = {seed: {c: result["numbers"] for c, result in of.items()} for seed, of in results.items()}
     faults = folder / "faults.json"
     if not faults.exists():
