@@ -18,8 +18,7 @@ from claims_runs import PRESETS, VIEWS, WALLS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from objects3d import Pool
-from reproduce_claims import settings
-from resumed import done
+from resumed import done, settings
 from wall import GAZES, Walls, draw_path
 
 from seqjepa.data import RenderedObjects

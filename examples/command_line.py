@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import sys
 import typing
 from dataclasses import field, fields
 from pathlib import Path
@@ -13,9 +14,18 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def setting(default: Any, help: str, *, least: float | None = None, fixed: bool = False, **options: Any) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float = sys.float_info.max,
+    fixed: bool = False,
+    **options: Any,
+) -> Any:
     """A field of a dataclass with a line for `--help`. A fixed one stays what it is while a run goes on."""
-    return field(default=default, metadata={"help": help, "least": least, "fixed": fixed, "options": options})
+    metadata = {"help": help, "least": least, "most": most, "fixed": fixed, "options": options}
+    return field(default=default, metadata=metadata)
 
 
 def parse(kind: type[T], description: str | None) -> T:
@@ -40,9 +50,10 @@ def parse(kind: type[T], description: str | None) -> T:
         values = {} if file is None else _read(file, {f.name: hints[f.name] for f in known})
         values |= given
         for f in known:
-            least, value = f.metadata["least"], values.get(f.name, f.default)
-            if least is not None and not least <= value < float("inf"):  # nor NaN, which is not less than anything
-                raise ValueError(f"--{f.name.replace('_', '-')} must be at least {least}, and finite; got {value}")
+            least, most, value = f.metadata["least"], f.metadata["most"], values.get(f.name, f.default)
+            if least is not None and not least <= value <= most:  # nor NaN, which is not less than anything
+                end = "finite" if most == sys.float_info.max else f"at most {most}"
+                raise ValueError(f"--{f.name.replace('_', '-')} must be at least {least}, and {end}; got {value}")
         return kind(**values)
     except ValueError as error:
         parser.error(str(error))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from claims_faults import leak_of_normalised_actions, probed_in_training_mode
 from claims_measures import of_objects, of_walls, on_the_way
 from claims_rules import report, summary
 from claims_runs import OBJECTS, PRESETS, WALLS, Preset, Worlds, new_model, trained, untrained
-from resumed import as_json, done, left, named, progress, write
+from resumed import as_json, done, left, named, progress, settings, write
 
 CONDITIONS = (*WALLS, OBJECTS[0], OBJECTS[2], OBJECTS[1])  # what is cheap and decides most, first
 
@@ -57,11 +56,6 @@ def run(condition: str, seed: int, preset: Preset, worlds: Worlds, folder: Path)
         "condition": condition, "seed": seed, "settings": settings(preset), "numbers": numbers, "curve": curve,
         "seconds": seconds,
     }  # fmt: skip
-
-
-def settings(preset: Preset) -> dict[str, Any]:
-    """What makes two runs comparable: all of the preset but how many seeds there are."""
-    return json.loads(json.dumps({name: value for name, value in asdict(preset).items() if name != "seeds"}))
 
 
 def cost(condition: str, preset: Preset) -> float:

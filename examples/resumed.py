@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ Run = tuple[int, str]  # seed, condition
 def named(condition: str, seed: int) -> str:
     """A run's name as that of a file."""
     return f"{condition.replace(', ', '-').replace(' ', '_')}-{seed}"
+
+
+def settings(preset: Any) -> dict[str, Any]:
+    """What makes two runs comparable: all of the preset but how many seeds there are."""
+    return json.loads(json.dumps({name: value for name, value in asdict(preset).items() if name != "seeds"}))
 
 
 def write(path: Path, text: str) -> None:

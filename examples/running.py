@@ -212,3 +212,9 @@ def _tensorboard(folder: Path, step: int) -> list[Callable[[int, dict[str, Any]]
         writer.flush()
 
     return [log]
+
+
+def not_finite(loss: float, gradient: float, step: int, seed: int, latest: Path | None) -> str:
+    """What a run that ends at such a step says."""
+    where = "nothing was saved yet" if latest is None else f"go on from {latest}"
+    return f"error: loss {loss}, gradient {gradient}; {step=}, {seed=}; {where}"

@@ -64,7 +64,7 @@ class Settings:
     channels_last: bool = setting(True, "memory format of convolutions")
     compile: bool = setting(False, "compile the model")
     device: str = setting("auto", "auto is this rank's GPU, or the CPU")
-    seed: int = setting(0, "of weights, data and dropout", least=0, fixed=True)
+    seed: int = setting(0, "of weights, data and dropout", least=0, most=2**63 - 1, fixed=True)
     run: str = setting("runs/train", "folder of the run")
     resume: Literal["never", "auto", "always"] = setting(
         "never", "go on with the run in the folder; auto: if there is one", nargs="?", const="always"
@@ -157,7 +157,7 @@ def train(settings: Settings, device: torch.device) -> int:
                     target_encoder=model.target,
                 )  # fmt: skip
             elif settings.nonfinite == "stop":
-                sys.exit(f"error: loss {loss}, gradient {gradient}; {step=}, {settings.seed=}; go on from {run.latest}")
+                sys.exit(running.not_finite(loss, gradient, step, settings.seed, run.latest))
             else:
                 statistics.put_back()
                 tally["skipped"] += 1

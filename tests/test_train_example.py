@@ -157,7 +157,9 @@ def test_or_it_stops_the_run_by_name(
 ) -> None:
     assert recipe(*SMALL, "--steps", "6", "--run", "a", "--nonfinite", "stop", "--seed", "3") == 1
     said = capsys.readouterr().err
-    assert "error: loss nan, gradient nan; step=3, settings.seed=3; go on from a/checkpoints/step-00000003.pt" in said
+    assert "error: loss nan, gradient nan; step=3, seed=3; go on from a/checkpoints/step-00000003.pt" in said
+    assert recipe(*SMALL, "--steps", "6", "--run", "b", "--nonfinite", "stop", "--checkpoint-every", "5") == 1
+    assert "gradient nan; step=3, seed=0; nothing was saved yet" in capsys.readouterr().err
 
 
 def test_settings_that_may_change_take_effect_and_others_are_refused(
@@ -190,6 +192,7 @@ def test_settings_that_may_change_take_effect_and_others_are_refused(
     ("--resume of nothing: none holds no checkpoint", "--run none --resume"),
     ("An epoch needs at least one batch; 24 items over 1 rank are 24 each, and batch_size is 25", "--batch-size 25"),
     ("invalid choice: 'turned'", "--sampler turned"),
+    ("--seed must be at least 0, and at most 9223372036854775807; got 9223372036854775808", "--seed 9223372036854775808"),
     ("--steps must be at least 1, and finite; got 0", "--steps 0"),
     ("--rate must be at least 0, and finite; got nan", "--rate nan"),
     ("--clip must be at least 0, and finite; got inf", "--clip inf"),
