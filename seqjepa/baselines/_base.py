@@ -18,7 +18,7 @@ from seqjepa.encoders import encode_views
 from seqjepa.target import EMATarget
 
 __all__ = [
-    "Averaged", "Baseline", "BaselineOutput", "OnlineTarget", "Predictive", "check_weights",
+    "Averaged", "Baseline", "BaselineOutput", "OnlineProjection", "Predictive", "check_weights",
     "embedding", "setting", "told",
 ]  # fmt: skip
 
@@ -113,7 +113,7 @@ class Predictive(Baseline):
         return self.predictor(y.flatten(0, 1), e.flatten(0, 1)).unflatten(0, y.shape[:2])
 
 
-class OnlineTarget(Predictive):
+class OnlineProjection(Predictive):
     """A predictive method whose target is the online network's own projection."""
 
     def target(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B P"]:

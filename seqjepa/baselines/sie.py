@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqjepa._modes import fresh_casts
 from seqjepa.actions import RawActions
-from seqjepa.baselines._base import BaselineOutput, OnlineTarget, check_weights, setting, told
+from seqjepa.baselines._base import BaselineOutput, OnlineProjection, check_weights, setting, told
 from seqjepa.baselines.heads import HyperPredictor, Projector
 from seqjepa.baselines.pairs import ViewPairs
 from seqjepa.baselines.vicreg import variance_covariance
@@ -41,7 +41,7 @@ class SIEWeights(NamedTuple):
     covariance: float = 1.0
 
 
-class SIE(OnlineTarget):
+class SIE(OnlineProjection):
     """One half of z agrees between two views, the other is mapped from one to the next by the action.
 
     With z = [z^i ; z^e], y^i = g_i(z^i), y^e = g_e(z^e), Y = [y^i ; y^e], and a hypernetwork that is linear in the
@@ -70,7 +70,8 @@ class SIE(OnlineTarget):
         views (B, T+1, …), actions (B, T, A).
 
     Raises:
-        ValueError: views and actions that do not fit; a mask; a single source in training; a negative weight.
+        ValueError: views and actions that do not fit, or actions of another size; a mask; a single source in training;
+            a negative weight.
 
     Source:
         Garrido et al. 2023 (arXiv 2302.10283).
@@ -138,6 +139,16 @@ class SIE(OnlineTarget):
         invariant, projector = (Projector(half, *widths, last="bias-free") for half in (dim // 2, dim - dim // 2))
         predictor = HyperPredictor(widths[-1], size, affine=affine)
         return cls(encoder, invariant, projector, RawActions(size), predictor, weights=weights, pairs=pairs)
+
+    def embed(self, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
+        """The actions as they are: each of their numbers has a map of its own in W."""
+        e: Tensor = self.embedder(actions)
+        if e.shape[-1] != actions.shape[-1]:
+            raise ValueError(
+                f"W(a) has {e.shape[-1]} maps, one for each number of an action; got {actions.shape[-1]} numbers. "
+                f"Build SIE with action_dim={actions.shape[-1]}."
+            )
+        return e
 
     def predict(self, state: Float[Tensor, "B D"], e: Float[Tensor, "B E"]) -> Float[Tensor, "B P"]:
         """The equivariant half's projection expected of the view that an action leads to."""

@@ -14,6 +14,7 @@ A, SIDE, WIDTHS = 3, 8, (12, 6)
 METHODS = [name for name in baselines.__all__ if hasattr(getattr(baselines, name), "from_encoder")]
 PREDICTIVE = [name for name in METHODS if hasattr(getattr(baselines, name), "predict")]
 AVERAGED = ("BYOL", "ConditionalBYOL")
+PAIRED = [name for name in METHODS if name != "VICRegTraj"]  # those that are told which views make a pair
 
 
 def tiny(name: str, **options: Any) -> Any:

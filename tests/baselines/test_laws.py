@@ -83,6 +83,19 @@ def test_byol_is_twice_the_cosine_distance_both_ways() -> None:
     assert equal(same, torch.zeros(4, 1, A)).loss.abs() < 1e-6
 
 
+def test_byol_does_not_depend_on_lengths() -> None:
+    u, v = (x.float() for x in two())
+    method = BYOL(keep(), keep(), First())
+    torch.testing.assert_close(given(method, 3 * u, v / 7).loss, given(method, u, v).loss)
+
+
+def test_byol_is_lightly_s() -> None:
+    lightly = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    out = randomise(tiny("BYOL")).eval()(*sequence(batch=4, observed=1, action_dim=A))
+    (p0, p1), (t1, t0) = out.prediction.chunk(2), out.target.chunk(2)
+    torch.testing.assert_close(out.loss, 4 + 2 * lightly(p0, t1) + 2 * lightly(p1, t0), rtol=1e-6, atol=1e-6)
+
+
 def test_conditional_byol_both_ways_without_actions_is_byol() -> None:
     both = randomise(tiny("BYOL")).eval()
     one = ConditionalBYOL(both.encoder, both.projector, NoActions(), both.predictor).eval()
@@ -159,13 +172,16 @@ def sie(weights: SIEWeights | None = None) -> SIE:
     return SIE(keep(), Half(), Half(), NoActions(), predictor, weights=weights)  # type: ignore[arg-type]
 
 
-def test_sie_is_its_definition() -> None:
-    u, v = two()
+def test_sie_is_its_definition_gradients_too() -> None:
+    u, v = (x.requires_grad_() for x in two())
     for weights in (None, SIEWeights(25.0, 25.0, 25.0, 1.0)):
         method = sie(weights)
         method.embedder = nn.Identity()
         loss = method(torch.stack([u, v], 1), torch.ones(6, 1, A, dtype=u.dtype)).loss
-        torch.testing.assert_close(loss, sie_of(u, v, method))
+        slow = sie_of(u, v, method)
+        torch.testing.assert_close(loss, slow)
+        gradients = (torch.autograd.grad(x, [u, v, method.predictor.weight]) for x in (loss, slow))
+        torch.testing.assert_close(*gradients)
 
 
 def test_sie_of_an_identity_and_equal_views_has_no_equivariance_term() -> None:
@@ -188,6 +204,12 @@ def test_sie_whose_action_says_nothing_is_vicreg_on_the_halves() -> None:
     torch.testing.assert_close(out.loss, rest + 25 * 0.99 / 2)
 
 
+def test_sie_maps_by_the_numbers_of_an_action_and_no_others() -> None:
+    views, actions = sequence(batch=4, observed=1, action_dim=A)
+    with pytest.raises(ValueError, match=r"W\(a\) has 4 maps, one for each number of an action; got 3 numbers"):
+        tiny("SIE", action_dim=4)(views, actions)
+
+
 def test_vicreg_traj_is_vicreg_where_its_path_does_not_count() -> None:
     left, centre, right = two(views=3)
     path = VICRegTraj(keep(), keep(), trajectory_weight=0.0)
@@ -199,6 +221,12 @@ def test_vicreg_traj_is_vicreg_where_its_path_does_not_count() -> None:
         given(path, left, centre)
 
 
+def straight(left: torch.Tensor, centre: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The cosine of two steps, each without its part along the centre, of one row."""
+    steps = [s - (s @ centre) / (centre @ centre) * centre for s in (centre - left, right - centre)]
+    return (steps[0] @ steps[1]) / (steps[0].norm() * steps[1].norm())
+
+
 def test_a_path_on_a_great_circle_goes_straight_on_and_one_that_turns_back_does_not() -> None:
     frames = torch.linalg.qr(torch.randn(5, 6, 2, dtype=torch.float64)).Q
     left, centre, right = (math.cos(t) * frames[..., 0] + math.sin(t) * frames[..., 1] for t in (0.2, 0.7, 1.2))
@@ -208,9 +236,11 @@ def test_a_path_on_a_great_circle_goes_straight_on_and_one_that_turns_back_does_
     a, b, c = two(5, 6, views=3)
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     torch.testing.assert_close(straightness(3 * a @ turn, 3 * b @ turn, 3 * c @ turn), straightness(a, b, c))
-    along = b / b.norm(dim=1, keepdim=True)
-    one, two_ = (s - (s * along).sum(1, keepdim=True) * along for s in (b - a, c - b))
-    torch.testing.assert_close(straightness(a, b, c), torch.cosine_similarity(one, two_, dim=1))
+    points = [x.requires_grad_() for x in (a, b, c)]
+    slow = torch.stack([straight(*rows) for rows in zip(*points, strict=True)])
+    torch.testing.assert_close(straightness(*points), slow)
+    gradients = (torch.autograd.grad(x.square().sum(), points) for x in (straightness(*points), slow))
+    torch.testing.assert_close(*gradients)
     still = a.requires_grad_()
     straightness(still, still, still).sum().backward()
     assert still.grad is not None
@@ -235,6 +265,12 @@ def test_negative_weights_are_refused() -> None:
         vicreg(invariance_weight=-1.0)
     with pytest.raises(ValueError, match="trajectory_weight must be at least 0; got -1"):
         VICRegTraj(keep(), keep(), trajectory_weight=-1.0)
+    for weight in ("invariance_weight", "variance_weight", "covariance_weight"):
+        for kind in (VICReg, VICRegTraj):
+            for wrong in (-1.0, math.nan):
+                options: dict[str, Any] = {weight: wrong}
+                with pytest.raises(ValueError, match=rf"^{weight} must be at least 0; got {wrong}"):
+                    kind(keep(), keep(), **options)
     with pytest.raises(ValueError, match="equivariance must be at least 0; got nan"):
         sie(SIEWeights(equivariance=math.nan))
 

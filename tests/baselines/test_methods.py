@@ -10,11 +10,10 @@ import torch
 from seqjepa.baselines import ViewPairs
 from seqjepa.data import RotatedViews
 from seqjepa.evaluation import Monitor, evaluate
-from tests.baselines.builders import AVERAGED, METHODS, PREDICTIVE, SIDE, A, tiny
+from tests.baselines.builders import AVERAGED, METHODS, PAIRED, PREDICTIVE, SIDE, A, tiny
 from tests.builders import sequence
 
 each = pytest.mark.parametrize("name", METHODS)
-paired = [name for name in METHODS if name != "VICRegTraj"]
 
 
 @each
@@ -99,11 +98,25 @@ def test_it_runs_in_float64_and_under_autocast(name: str) -> None:
         out = method(views, actions)
     assert out.loss.dtype == torch.float32
     assert out.loss.isfinite()
-    if name not in AVERAGED:  # an average stays in the precision it was made in
-        assert tiny(name).double()(views.double(), actions.double()).loss.dtype == torch.float64
+    out = tiny(name).double()(views.double(), actions.double())
+    assert out.loss.dtype == torch.float64
+    assert out.target is None or out.target.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", paired)
+@each
+def test_all_views_are_encoded_in_one_call_and_all_targets_in_another(name: str) -> None:
+    method = tiny(name)
+    online: list[int] = []
+    averaged: list[int] = []
+    method.encoder.register_forward_hook(lambda *call: online.append(len(call[1][0])))
+    if name in AVERAGED:
+        method.target.encoder.register_forward_hook(lambda *call: averaged.append(len(call[1][0])))
+    out = method(*sequence(batch=4, observed=2, action_dim=A))
+    assert online == [out.z.shape[0] * out.z.shape[1]]
+    assert averaged == ([] if name not in AVERAGED else [8] if name == "BYOL" else [4])
+
+
+@pytest.mark.parametrize("name", PAIRED)
 def test_several_pairs_of_a_source_are_averaged_and_are_no_negatives(name: str) -> None:
     method = tiny(name).eval()  # batch norm would see other batches
     views, actions = sequence(batch=4, observed=3, action_dim=A)
