@@ -140,16 +140,6 @@ class SIE(OnlineProjection):
         predictor = HyperPredictor(widths[-1], size, affine=affine)
         return cls(encoder, invariant, projector, RawActions(size), predictor, weights=weights, pairs=pairs)
 
-    def embed(self, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
-        """The actions as they are: each of their numbers has a map of its own in W."""
-        e: Tensor = self.embedder(actions)
-        if e.shape[-1] != actions.shape[-1]:
-            raise ValueError(
-                f"W(a) has {e.shape[-1]} maps, one for each number of an action; got {actions.shape[-1]} numbers. "
-                f"Build SIE with action_dim={actions.shape[-1]}."
-            )
-        return e
-
     def predict(self, state: Float[Tensor, "B D"], e: Float[Tensor, "B E"]) -> Float[Tensor, "B P"]:
         """The equivariant half's projection expected of the view that an action leads to."""
         return self.predictor(self.projector(state[..., self.invariant_dim :]), e)

@@ -204,12 +204,6 @@ def test_sie_whose_action_says_nothing_is_vicreg_on_the_halves() -> None:
     torch.testing.assert_close(out.loss, rest + 25 * 0.99 / 2)
 
 
-def test_sie_maps_by_the_numbers_of_an_action_and_no_others() -> None:
-    views, actions = sequence(batch=4, observed=1, action_dim=A)
-    with pytest.raises(ValueError, match=r"W\(a\) has 4 maps, one for each number of an action; got 3 numbers"):
-        tiny("SIE", action_dim=4)(views, actions)
-
-
 def test_vicreg_traj_is_vicreg_where_its_path_does_not_count() -> None:
     left, centre, right = two(views=3)
     path = VICRegTraj(keep(), keep(), trajectory_weight=0.0)

@@ -83,6 +83,14 @@ def test_a_method_that_is_told_actions_asks_for_their_size(name: str) -> None:
         tiny(name, action_dim=None)
 
 
+@pytest.mark.parametrize("name", [name for name in PREDICTIVE if name != "BYOL"])
+def test_actions_of_another_size_are_refused_and_not_filled_up(name: str) -> None:
+    views, actions = sequence(batch=4, observed=1, action_dim=A)
+    for action_dim in (A - 1, A + 1):
+        with pytest.raises(ValueError, match=rf"An action has {action_dim} numbers here"):
+            tiny(name, action_dim=action_dim)(views, actions)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in PREDICTIVE] + ["BYOL"])
 def test_a_method_that_is_told_none_does_not_look_at_actions(name: str) -> None:
     method = tiny(name, action_dim=None).eval()
