@@ -263,10 +263,8 @@ class ContextSSL(Predictive):
                 "the sizes of all parts."
             )
         if (poses is None) != (self.pose_head is None):
-            raise ValueError(
-                "Poses are regressed by a head, which takes poses: give both or neither; got "
-                + ("poses without a head. Build with settings='paper'." if poses is not None else "poses=None beside one.")
-            )
+            came = "poses=None beside one." if poses is None else "poses without one. Build with settings='paper'."
+            raise ValueError(f"Poses are regressed by a head: give both or neither; got {came}")
         if poses is not None:
             check_axes("poses", poses, "B T A")
             if poses.shape != (*views.shape[:2], actions.shape[-1]):

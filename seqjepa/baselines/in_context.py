@@ -50,9 +50,7 @@ class InContext(nn.Module):
     views: Tensor
     actions: Tensor
 
-    def __init__(
-        self, method: Any, views: Float[Tensor, "C 2 *image"], actions: Float[Tensor, "C 1 A"]
-    ) -> None:
+    def __init__(self, method: Any, views: Float[Tensor, "C 2 *image"], actions: Float[Tensor, "C 1 A"]) -> None:
         super().__init__()
         check_sequence(views, actions)
         if views.shape[1] != 2 or len(views) < 1:

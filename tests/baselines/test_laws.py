@@ -12,9 +12,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from seqjepa import NoActions
-from seqjepa.baselines import BYOL, SEN, SIE, ConditionalBYOL, NTXent, SIEWeights, SimCLR, VICReg, VICRegTraj, ViewPairs
+from seqjepa.baselines import (
+    BYOL,
+    SEN,
+    SIE,
+    ConditionalBYOL,
+    ConvIJEPA,
+    NTXent,
+    SIEWeights,
+    SimCLR,
+    VICReg,
+    VICRegTraj,
+    ViewPairs,
+)
 from seqjepa.baselines.vicreg_traj import straightness
 from seqjepa.functional import cosine_distance
+from seqjepa.groups import Group, Rotation3D, Translation
 from tests.baselines.builders import A, First, given, slow_ntxent, slow_vicreg, tiny
 from tests.builders import randomise, sequence
 
@@ -105,6 +118,63 @@ def test_conditional_byol_both_ways_without_actions_is_byol() -> None:
     there, back = one(views, actions), one(views.flip(1), actions)
     torch.testing.assert_close(there.loss + back.loss, both(views, actions).loss)
     assert 0 <= there.loss <= 4
+
+
+def moved(places: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views that show where they were taken, and the actions between."""
+    return places, group.actions(places)
+
+
+def conv_ijepa(group: Group) -> ConvIJEPA:
+    encoder = nn.Linear(group.dim, 8)
+    shape = {"action_dim": group.dim, "view_shape": (group.dim,)}
+    return randomise(ConvIJEPA.from_encoder(encoder, group=group, widths=(12, 6), **shape)).double()  # type: ignore[arg-type]
+
+
+GROUPS = [Translation(3), Rotation3D()]
+
+
+def places_of(group: Group) -> torch.Tensor:
+    if isinstance(group, Rotation3D):
+        return Rotation3D.random(20, generator=torch.Generator().manual_seed(0)).double().unflatten(0, (5, 4))
+    return torch.randn(5, 4, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_conv_ijepa_predicts_the_last_view_from_each_by_the_action_that_leads_there(group: Group) -> None:
+    method, places = conv_ijepa(group).eval(), places_of(group)
+    out = method(*moved(places, group))
+    z, target = method.encode(places), method.target(places[:, -1])
+    distances = []
+    for t in range(3):
+        e = method.embed(group.relative(places[:, t], places[:, -1])[:, None])[:, 0]
+        distances.append(cosine_distance(method.predict(z[:, t], e), target).mean())
+    torch.testing.assert_close(out.loss, sum(distances) / 3, atol=1e-6, rtol=1e-6)
+    assert out.prediction is not None
+    assert out.target is not None
+    torch.testing.assert_close(out.target.unflatten(0, (5, 3))[:, 1], target)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_conv_ijepa_ignores_the_order_of_views_whose_actions_move_along(group: Group) -> None:
+    method, places = conv_ijepa(group), places_of(group)
+    loss = method(*moved(places, group)).loss
+    again = method(*moved(places[:, [2, 0, 1, 3]], group)).loss
+    torch.testing.assert_close(again, loss, atol=1e-6, rtol=1e-6)
+    assert not torch.isclose(method(*moved(places[:, [0, 1, 3, 2]], group)).loss, loss, rtol=1e-4)
+
+
+def test_conv_ijepa_of_one_observed_view_is_half_of_conditional_byol() -> None:
+    one = randomise(tiny("ConvIJEPA", group=None))
+    other = ConditionalBYOL(one.encoder, one.projector, one.embedder, one.predictor)
+    other.target.load_state_dict(one.target.state_dict())
+    views, actions = sequence(batch=4, observed=1, action_dim=A)
+    torch.testing.assert_close(2 * one(views, actions).loss, other(views, actions).loss)
+
+
+def test_conv_ijepa_asks_for_the_group_of_several_actions() -> None:
+    with pytest.raises(ValueError, match=r"From the first view to the last lead 2 actions, .*; got group=None"):
+        tiny("ConvIJEPA", group=None)(*sequence(batch=4, observed=2, action_dim=A))
 
 
 def test_sen_that_expects_no_change_is_simclr() -> None:
@@ -287,8 +357,6 @@ def test_wrong_actions_raise_the_loss_of_a_trained_sen_alone() -> None:
 
 
 def test_the_pairs_of_a_method_can_be_drawn_at_random() -> None:
-    from seqjepa.groups import Translation
-
     method = tiny("SEN", pairs=ViewPairs("random", group=Translation(A)))
     assert method(*sequence(batch=4, observed=3, action_dim=A)).loss.isfinite()
     assert isinstance(method.contrast, NTXent)

@@ -15,20 +15,24 @@ from seqjepa.baselines import (
     SEN,
     SIE,
     ConditionalBYOL,
+    ContextSSL,
+    ConvIJEPA,
     EquiMod,
     HyperPredictor,
     NTXent,
+    PairTransformer,
     Projector,
     SimCLR,
     VICReg,
     VICRegTraj,
 )
+from seqjepa.groups import Translation
 from tests.baselines.builders import METHODS, A, linear
 from tests.builders import sequence
 from tests.ranks import on_ranks
 from tests.test_distributed import assert_close, check_a_loss, shares
 
-CONTRASTIVE = ("SimCLR", "SEN", "EquiMod")  # whole losses of all rows: shares need not be equal
+CONTRASTIVE = ("SimCLR", "SEN", "EquiMod", "ContextSSL")  # whole losses of all rows: shares need not be equal
 
 
 def contrast(z: Tensor, x: Tensor, share: slice) -> Tensor:
@@ -56,6 +60,8 @@ def method_of_rows(name: str) -> Any:
         "EquiMod": lambda: EquiMod(encoder, head(), head(), embedder, predictor(4)),
         "SIE": lambda: SIE(encoder, head(2), head(3), RawActions(A), HyperPredictor(6, A)),
         "ConditionalBYOL": lambda: ConditionalBYOL(encoder, head(), embedder, predictor(4)),
+        "ConvIJEPA": lambda: ConvIJEPA(encoder, head(), embedder, predictor(4), group=Translation(A)),
+        "ContextSSL": lambda: ContextSSL(encoder, PairTransformer(9, 8, 6), embedder, context_pairs=3, hide=0.0),
     }
     return made[name]().double()
 
