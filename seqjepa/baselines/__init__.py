@@ -16,6 +16,7 @@ from seqjepa.baselines.sie import SIE, SIEWeights
 from seqjepa.baselines.simclr import SimCLR
 from seqjepa.baselines.vicreg import VICReg
 from seqjepa.baselines.vicreg_traj import VICRegTraj
+from seqjepa.mean_aggregate import MeanAggregate
 
 __all__ = [
     "BYOL",
@@ -28,6 +29,7 @@ __all__ = [
     "EquiMod",
     "HyperPredictor",
     "InContext",
+    "MeanAggregate",
     "NTXent",
     "PairTransformer",
     "Projector",

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
-from seqjepa.baselines import ViewPairs
+from seqjepa.baselines import MeanAggregate, ViewPairs
 from seqjepa.data import RotatedViews
+from seqjepa.evaluation import MeanAggregate as measured_mean
 from seqjepa.evaluation import Monitor, evaluate
 from tests.baselines.builders import AVERAGED, METHODS, PAIRED, PREDICTIVE, SIDE, A, tiny
 from tests.builders import sequence
@@ -177,3 +178,17 @@ def test_the_scorecard_takes_it(name: str) -> None:
     if name not in PREDICTIVE:
         assert "without target and predict" in card.skipped["retrieval"]
     assert method.training
+
+
+def test_ten_methods_stand_side_by_side() -> None:
+    names = "SimCLR BYOL VICReg VICRegTraj SEN EquiMod SIE ConditionalBYOL ContextSSL ConvIJEPA"
+    assert set(METHODS) == set(names.split())
+    assert MeanAggregate is measured_mean
+
+
+def test_averaging_z_over_views_stands_beside_every_state() -> None:
+    method = tiny("SimCLR").eval()
+    views, actions = sequence(batch=4, observed=2, action_dim=A)
+    average = MeanAggregate(method)
+    z = average.encode(views)
+    torch.testing.assert_close(average.aggregate(z, average.embed(actions)), method.encode(views).mean(1))
