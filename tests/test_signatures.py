@@ -82,6 +82,35 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
     assert result.stdout == "checked\n", result.stderr
 
 
+def test_baselines_keep_the_shapes_they_promise() -> None:
+    result = run(
+        """
+        with install_import_hook("seqjepa", "beartype.beartype"):
+            import seqjepa.baselines
+            from seqjepa.baselines import NTXent, ViewPairs
+            from seqjepa.groups import Translation
+        from tests.baselines.builders import METHODS, PAIRED, A, tiny
+        from tests.builders import sequence
+        views, actions = sequence(batch=4, observed=3, action_dim=A)
+        for name in METHODS:
+            policies = ("first", "disjoint", "consecutive", "random") if name in PAIRED else (None,)
+            for policy in policies:
+                pairs = {} if policy is None else {"pairs": ViewPairs(policy, group=Translation(A))}
+                method = tiny(name, **pairs)
+                method(views, actions).loss.backward()
+                method.update_target()
+                z, e = method.encode(views), method.embed(actions)
+                for mask in (None, torch.ones(4, 4, dtype=torch.bool)):
+                    state = method.aggregate(z, e, mask)
+                if hasattr(method, "predict"):
+                    method.predict(state, e[:, 0]), method.target(views[:, 1])
+        NTXent(0.5)(torch.randn(4, 3), torch.randn(4, 3))
+        print("checked")
+        """
+    )
+    assert result.stdout == "checked\n", result.stderr
+
+
 def test_the_checks_are_on() -> None:
     result = run("functional.cosine_distance(torch.randn(3, 4), torch.randn(2, 4))")
     assert "TypeCheckError" in result.stderr

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from seqjepa._checks import check_axes, check_batch_norm, check_sequence
 from seqjepa._modes import fresh_casts
-from seqjepa.actions import ActionEmbedder, NoActions
+from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import last_view
 from seqjepa.baselines.pairs import ViewPairs
 from seqjepa.encoders import encode_views
 from seqjepa.target import EMATarget
 
 __all__ = [
-    "Averaged", "Baseline", "BaselineOutput", "OnlineTarget", "Predictive", "check_weights",
+    "Averaged", "Baseline", "BaselineOutput", "OnlineProjection", "Predictive", "check_weights",
     "embedding", "setting", "told",
 ]  # fmt: skip
 
@@ -66,6 +66,11 @@ class Baseline(nn.Module):
 
     def embed(self, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B T E"]:
         """Embed every action by itself; in no numbers, E = 0, where the method is told none."""
+        if isinstance(self.embedder, RawActions) and actions.shape[-1] != self.embedder.embed_dim:
+            raise ValueError(
+                f"An action has {self.embedder.embed_dim} numbers here, which are told as they are; got "
+                f"{actions.shape[-1]}. Build {type(self).__name__} with action_dim={actions.shape[-1]}."
+            )
         return self.embedder(actions)
 
     def aggregate(
@@ -113,7 +118,7 @@ class Predictive(Baseline):
         return self.predictor(y.flatten(0, 1), e.flatten(0, 1)).unflatten(0, y.shape[:2])
 
 
-class OnlineTarget(Predictive):
+class OnlineProjection(Predictive):
     """A predictive method whose target is the online network's own projection."""
 
     def target(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B P"]:

@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa.baselines._base import BaselineOutput, OnlineTarget, check_weights, embedding, setting
+from seqjepa.baselines._base import BaselineOutput, OnlineProjection, check_weights, embedding, setting
 from seqjepa.baselines.contrast import NTXent, over_pairs
 from seqjepa.baselines.heads import Projector
 from seqjepa.baselines.pairs import ViewPairs
@@ -17,7 +17,7 @@ from seqjepa.predictor import ConditionedPredictor
 __all__ = ["EquiMod"]
 
 
-class EquiMod(OnlineTarget):
+class EquiMod(OnlineProjection):
     """SimCLR in one space, and in another a prediction of the other view's projection against all other sources.
 
     With two projectors g_i and g_e, and e the embedded action from the first view to the second:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqjepa._checks import check_axes
@@ -24,12 +24,18 @@ class Paired(NamedTuple):
         first: which of the V begin a pair, K of them.
         second: which end it, in the same order.
         actions: (B, K, A), from the first of each pair to its second.
+        taken: (B, V), where in its sequence each of the views stands.
     """
 
     views: Float[Tensor, "B V *image"]
     first: slice
     second: slice
     actions: Float[Tensor, "B K A"]
+    taken: Int[Tensor, "B V"]
+
+    def of(self, known: Float[Tensor, "B views *rest"]) -> Float[Tensor, "B V *rest"]:
+        """Of what is known of every view of a sequence, such as poses, that of the views in a pair."""
+        return known[torch.arange(len(known), device=known.device)[:, None], self.taken]
 
 
 class ViewPairs:
@@ -78,25 +84,28 @@ class ViewPairs:
 
     def __call__(self, views: Float[Tensor, "B views *image"], actions: Float[Tensor, "B T A"]) -> Paired:
         """The pairs of a batch."""
+        if self.policy == "random":
+            return self._random(views, actions)
         even, odd = slice(0, None, 2), slice(1, None, 2)
-        if self.policy == "first":
-            return Paired(views[:, :2], even, odd, actions[:, :1])
-        if self.policy == "disjoint":
-            return Paired(views[:, : views.shape[1] // 2 * 2], even, odd, actions[:, ::2])
+        count = {"first": 2, "disjoint": views.shape[1] // 2 * 2, "consecutive": views.shape[1]}[self.policy]
+        taken = torch.arange(count, device=views.device).expand(len(views), -1)
         if self.policy == "consecutive":
-            return Paired(views, slice(0, -1), slice(1, None), actions)
-        assert self.group is not None
-        i, j = (x.to(views.device, non_blocking=True) for x in self._drawn(len(views), views.shape[1]))
-        along = between_first_and_each(self.group, actions)
-        rows = torch.arange(len(views), device=actions.device)
-        composed = self.group.compose(self.group.inverse(along[rows, i]), along[rows, j])
-        return Paired(views[rows[:, None], torch.stack([i, j], dim=1)], even, odd, composed[:, None])
+            return Paired(views, slice(0, -1), slice(1, None), actions, taken)
+        return Paired(views[:, :count], even, odd, actions[:, : count - 1 : 2], taken)
 
-    def _drawn(self, sources: int, views: int) -> tuple[Tensor, Tensor]:
+    def _random(self, views: Float[Tensor, "B views *image"], actions: Float[Tensor, "B T A"]) -> Paired:
+        assert self.group is not None
+        taken = self._drawn(len(views), views.shape[1]).to(views.device, non_blocking=True)  # (B, 2)
+        along = between_first_and_each(self.group, actions)
+        rows = torch.arange(len(views), device=views.device)[:, None]
+        start, end = along[rows, taken].unbind(1)
+        composed = self.group.compose(self.group.inverse(start), end)
+        return Paired(views[rows, taken], slice(0, None, 2), slice(1, None, 2), composed[:, None], taken)
+
+    def _drawn(self, sources: int, views: int) -> Int[Tensor, "B 2"]:
         """One pair i < j of each source."""
-        i, j = torch.triu_indices(views, views, offset=1, device="cpu")
-        which = torch.randint(len(i), (sources,), generator=self.generator, device="cpu")
-        return i[which], j[which]
+        every = torch.triu_indices(views, views, offset=1, device="cpu").T
+        return every[torch.randint(len(every), (sources,), generator=self.generator, device="cpu")]
 
     def __repr__(self) -> str:
         """As it is built."""

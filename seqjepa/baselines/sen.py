@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa.baselines._base import BaselineOutput, OnlineTarget, embedding, setting
+from seqjepa.baselines._base import BaselineOutput, OnlineProjection, embedding, setting
 from seqjepa.baselines.contrast import NTXent, over_pairs
 from seqjepa.baselines.heads import Projector
 from seqjepa.baselines.pairs import ViewPairs
@@ -17,7 +17,7 @@ from seqjepa.predictor import ConditionedPredictor
 __all__ = ["SEN"]
 
 
-class SEN(OnlineTarget):
+class SEN(OnlineProjection):
     """The projection that a view and an action predict, against the true one and all other sources.
 
     `L = NTX(h([g(z_0) ; e]), g(z_1); τ)`, with e the embedded action from the first view to the second; the gradient

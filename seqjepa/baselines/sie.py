@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqjepa._modes import fresh_casts
 from seqjepa.actions import RawActions
-from seqjepa.baselines._base import BaselineOutput, OnlineTarget, check_weights, setting, told
+from seqjepa.baselines._base import BaselineOutput, OnlineProjection, check_weights, setting, told
 from seqjepa.baselines.heads import HyperPredictor, Projector
 from seqjepa.baselines.pairs import ViewPairs
 from seqjepa.baselines.vicreg import variance_covariance
@@ -41,7 +41,7 @@ class SIEWeights(NamedTuple):
     covariance: float = 1.0
 
 
-class SIE(OnlineTarget):
+class SIE(OnlineProjection):
     """One half of z agrees between two views, the other is mapped from one to the next by the action.
 
     With z = [z^i ; z^e], y^i = g_i(z^i), y^e = g_e(z^e), Y = [y^i ; y^e], and a hypernetwork that is linear in the
@@ -70,7 +70,8 @@ class SIE(OnlineTarget):
         views (B, T+1, …), actions (B, T, A).
 
     Raises:
-        ValueError: views and actions that do not fit; a mask; a single source in training; a negative weight.
+        ValueError: views and actions that do not fit, or actions of another size; a mask; a single source in training;
+            a negative weight.
 
     Source:
         Garrido et al. 2023 (arXiv 2302.10283).

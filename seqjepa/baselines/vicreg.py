@@ -70,7 +70,9 @@ class VICReg(Baseline):
         pairs: ViewPairs | None = None,
     ) -> None:
         super().__init__(encoder, pairs=pairs)
-        check_weights(invariance_weight=invariance_weight)
+        check_weights(
+            invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
+        )
         self.projector = projector
         self.invariance_weight = invariance_weight
         self.regularizer = VarianceCovariance(variance_weight / 2, covariance_weight)

@@ -74,7 +74,12 @@ class VICRegTraj(Baseline):
         covariance_weight: float = 1.0,
     ) -> None:
         super().__init__(encoder)
-        check_weights(trajectory_weight=trajectory_weight, invariance_weight=invariance_weight)
+        check_weights(
+            trajectory_weight=trajectory_weight,
+            invariance_weight=invariance_weight,
+            variance_weight=variance_weight,
+            covariance_weight=covariance_weight,
+        )
         self.projector = projector
         self.trajectory_weight, self.invariance_weight = trajectory_weight, invariance_weight
         self.regularizer = VarianceCovariance(variance_weight / 2, covariance_weight)

@@ -14,7 +14,6 @@ from seqjepa.evaluation.composition import CompositionError, composition_error
 from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, aggregate_states, extract
 from seqjepa.evaluation.invariance import Invariance, invariance
-from seqjepa.evaluation.mean_aggregate import MeanAggregate
 from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
 from seqjepa.evaluation.neighbours import knn_r2
 from seqjepa.evaluation.online import OnlineProbe
@@ -38,6 +37,7 @@ from seqjepa.evaluation.transformations import (
     state_transformation_r2,
     transformation_r2,
 )
+from seqjepa.mean_aggregate import MeanAggregate
 
 __all__ = [
     "Classification",

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from seqjepa import baselines
+from seqjepa.groups import Translation
 from tests.builders import TinyEncoder
 
 A, SIDE, WIDTHS = 3, 8, (12, 6)
 METHODS = [name for name in baselines.__all__ if hasattr(getattr(baselines, name), "from_encoder")]
 PREDICTIVE = [name for name in METHODS if hasattr(getattr(baselines, name), "predict")]
-AVERAGED = ("BYOL", "ConditionalBYOL")
+AVERAGED = ("BYOL", "ConditionalBYOL", "ConvIJEPA")
+PAIRED = [name for name in METHODS if name not in ("VICRegTraj", "ConvIJEPA")]  # told which views make a pair
+OPTIONS: dict[str, Any] = {"ConvIJEPA": {"group": Translation(A)}, "ContextSSL": {"context_pairs": 2}}
 
 
 def tiny(name: str, **options: Any) -> Any:
     """A method around an encoder of D = 8."""
     encoder = options.pop("encoder", None) or TinyEncoder(8)
-    options = {"action_dim": A, "view_shape": (3, SIDE, SIDE), "widths": WIDTHS, **options}
+    options = {"action_dim": A, "view_shape": (3, SIDE, SIDE), "widths": WIDTHS, **OPTIONS.get(name, {}), **options}
     return getattr(baselines, name).from_encoder(encoder, **options)
 
 

@@ -12,9 +12,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from seqjepa import NoActions
-from seqjepa.baselines import BYOL, SEN, SIE, ConditionalBYOL, NTXent, SIEWeights, SimCLR, VICReg, VICRegTraj, ViewPairs
+from seqjepa.baselines import (
+    BYOL,
+    SEN,
+    SIE,
+    ConditionalBYOL,
+    ConvIJEPA,
+    NTXent,
+    SIEWeights,
+    SimCLR,
+    VICReg,
+    VICRegTraj,
+    ViewPairs,
+)
 from seqjepa.baselines.vicreg_traj import straightness
 from seqjepa.functional import cosine_distance
+from seqjepa.groups import Group, Rotation3D, Translation
 from tests.baselines.builders import A, First, given, slow_ntxent, slow_vicreg, tiny
 from tests.builders import randomise, sequence
 
@@ -83,6 +96,19 @@ def test_byol_is_twice_the_cosine_distance_both_ways() -> None:
     assert equal(same, torch.zeros(4, 1, A)).loss.abs() < 1e-6
 
 
+def test_byol_does_not_depend_on_lengths() -> None:
+    u, v = (x.float() for x in two())
+    method = BYOL(keep(), keep(), First())
+    torch.testing.assert_close(given(method, 3 * u, v / 7).loss, given(method, u, v).loss)
+
+
+def test_byol_is_lightly_s() -> None:
+    lightly = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    out = randomise(tiny("BYOL")).eval()(*sequence(batch=4, observed=1, action_dim=A))
+    (p0, p1), (t1, t0) = out.prediction.chunk(2), out.target.chunk(2)
+    torch.testing.assert_close(out.loss, 4 + 2 * lightly(p0, t1) + 2 * lightly(p1, t0), rtol=1e-6, atol=1e-6)
+
+
 def test_conditional_byol_both_ways_without_actions_is_byol() -> None:
     both = randomise(tiny("BYOL")).eval()
     one = ConditionalBYOL(both.encoder, both.projector, NoActions(), both.predictor).eval()
@@ -92,6 +118,63 @@ def test_conditional_byol_both_ways_without_actions_is_byol() -> None:
     there, back = one(views, actions), one(views.flip(1), actions)
     torch.testing.assert_close(there.loss + back.loss, both(views, actions).loss)
     assert 0 <= there.loss <= 4
+
+
+def moved(places: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views that show where they were taken, and the actions between."""
+    return places, group.actions(places)
+
+
+def conv_ijepa(group: Group) -> ConvIJEPA:
+    encoder = nn.Linear(group.dim, 8)
+    shape = {"action_dim": group.dim, "view_shape": (group.dim,)}
+    return randomise(ConvIJEPA.from_encoder(encoder, group=group, widths=(12, 6), **shape)).double()  # type: ignore[arg-type]
+
+
+GROUPS = [Translation(3), Rotation3D()]
+
+
+def places_of(group: Group) -> torch.Tensor:
+    if isinstance(group, Rotation3D):
+        return Rotation3D.random(20, generator=torch.Generator().manual_seed(0)).double().unflatten(0, (5, 4))
+    return torch.randn(5, 4, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_conv_ijepa_predicts_the_last_view_from_each_by_the_action_that_leads_there(group: Group) -> None:
+    method, places = conv_ijepa(group).eval(), places_of(group)
+    out = method(*moved(places, group))
+    z, target = method.encode(places), method.target(places[:, -1])
+    distances = []
+    for t in range(3):
+        e = method.embed(group.relative(places[:, t], places[:, -1])[:, None])[:, 0]
+        distances.append(cosine_distance(method.predict(z[:, t], e), target).mean())
+    torch.testing.assert_close(out.loss, sum(distances) / 3, atol=1e-6, rtol=1e-6)
+    assert out.prediction is not None
+    assert out.target is not None
+    torch.testing.assert_close(out.target.unflatten(0, (5, 3))[:, 1], target)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_conv_ijepa_ignores_the_order_of_views_whose_actions_move_along(group: Group) -> None:
+    method, places = conv_ijepa(group), places_of(group)
+    loss = method(*moved(places, group)).loss
+    again = method(*moved(places[:, [2, 0, 1, 3]], group)).loss
+    torch.testing.assert_close(again, loss, atol=1e-6, rtol=1e-6)
+    assert not torch.isclose(method(*moved(places[:, [0, 1, 3, 2]], group)).loss, loss, rtol=1e-4)
+
+
+def test_conv_ijepa_of_one_observed_view_is_half_of_conditional_byol() -> None:
+    one = randomise(tiny("ConvIJEPA", group=None))
+    other = ConditionalBYOL(one.encoder, one.projector, one.embedder, one.predictor)
+    other.target.load_state_dict(one.target.state_dict())
+    views, actions = sequence(batch=4, observed=1, action_dim=A)
+    torch.testing.assert_close(2 * one(views, actions).loss, other(views, actions).loss)
+
+
+def test_conv_ijepa_asks_for_the_group_of_several_actions() -> None:
+    with pytest.raises(ValueError, match=r"From the first view to the last lead 2 actions, .*; got group=None"):
+        tiny("ConvIJEPA", group=None)(*sequence(batch=4, observed=2, action_dim=A))
 
 
 def test_sen_that_expects_no_change_is_simclr() -> None:
@@ -159,13 +242,16 @@ def sie(weights: SIEWeights | None = None) -> SIE:
     return SIE(keep(), Half(), Half(), NoActions(), predictor, weights=weights)  # type: ignore[arg-type]
 
 
-def test_sie_is_its_definition() -> None:
-    u, v = two()
+def test_sie_is_its_definition_gradients_too() -> None:
+    u, v = (x.requires_grad_() for x in two())
     for weights in (None, SIEWeights(25.0, 25.0, 25.0, 1.0)):
         method = sie(weights)
         method.embedder = nn.Identity()
         loss = method(torch.stack([u, v], 1), torch.ones(6, 1, A, dtype=u.dtype)).loss
-        torch.testing.assert_close(loss, sie_of(u, v, method))
+        slow = sie_of(u, v, method)
+        torch.testing.assert_close(loss, slow)
+        gradients = (torch.autograd.grad(x, [u, v, method.predictor.weight]) for x in (loss, slow))
+        torch.testing.assert_close(*gradients)
 
 
 def test_sie_of_an_identity_and_equal_views_has_no_equivariance_term() -> None:
@@ -199,6 +285,12 @@ def test_vicreg_traj_is_vicreg_where_its_path_does_not_count() -> None:
         given(path, left, centre)
 
 
+def straight(left: torch.Tensor, centre: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The cosine of two steps, each without its part along the centre, of one row."""
+    steps = [s - (s @ centre) / (centre @ centre) * centre for s in (centre - left, right - centre)]
+    return (steps[0] @ steps[1]) / (steps[0].norm() * steps[1].norm())
+
+
 def test_a_path_on_a_great_circle_goes_straight_on_and_one_that_turns_back_does_not() -> None:
     frames = torch.linalg.qr(torch.randn(5, 6, 2, dtype=torch.float64)).Q
     left, centre, right = (math.cos(t) * frames[..., 0] + math.sin(t) * frames[..., 1] for t in (0.2, 0.7, 1.2))
@@ -208,9 +300,11 @@ def test_a_path_on_a_great_circle_goes_straight_on_and_one_that_turns_back_does_
     a, b, c = two(5, 6, views=3)
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     torch.testing.assert_close(straightness(3 * a @ turn, 3 * b @ turn, 3 * c @ turn), straightness(a, b, c))
-    along = b / b.norm(dim=1, keepdim=True)
-    one, two_ = (s - (s * along).sum(1, keepdim=True) * along for s in (b - a, c - b))
-    torch.testing.assert_close(straightness(a, b, c), torch.cosine_similarity(one, two_, dim=1))
+    points = [x.requires_grad_() for x in (a, b, c)]
+    slow = torch.stack([straight(*rows) for rows in zip(*points, strict=True)])
+    torch.testing.assert_close(straightness(*points), slow)
+    gradients = (torch.autograd.grad(x.square().sum(), points) for x in (straightness(*points), slow))
+    torch.testing.assert_close(*gradients)
     still = a.requires_grad_()
     straightness(still, still, still).sum().backward()
     assert still.grad is not None
@@ -235,6 +329,12 @@ def test_negative_weights_are_refused() -> None:
         vicreg(invariance_weight=-1.0)
     with pytest.raises(ValueError, match="trajectory_weight must be at least 0; got -1"):
         VICRegTraj(keep(), keep(), trajectory_weight=-1.0)
+    for weight in ("invariance_weight", "variance_weight", "covariance_weight"):
+        for kind in (VICReg, VICRegTraj):
+            for wrong in (-1.0, math.nan):
+                options: dict[str, Any] = {weight: wrong}
+                with pytest.raises(ValueError, match=rf"^{weight} must be at least 0; got {wrong}"):
+                    kind(keep(), keep(), **options)
     with pytest.raises(ValueError, match="equivariance must be at least 0; got nan"):
         sie(SIEWeights(equivariance=math.nan))
 
@@ -257,8 +357,6 @@ def test_wrong_actions_raise_the_loss_of_a_trained_sen_alone() -> None:
 
 
 def test_the_pairs_of_a_method_can_be_drawn_at_random() -> None:
-    from seqjepa.groups import Translation
-
     method = tiny("SEN", pairs=ViewPairs("random", group=Translation(A)))
     assert method(*sequence(batch=4, observed=3, action_dim=A)).loss.isfinite()
     assert isinstance(method.contrast, NTXent)

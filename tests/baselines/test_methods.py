@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
-from seqjepa.baselines import ViewPairs
+from seqjepa.baselines import MeanAggregate, ViewPairs
 from seqjepa.data import RotatedViews
+from seqjepa.evaluation import MeanAggregate as measured_mean
 from seqjepa.evaluation import Monitor, evaluate
-from tests.baselines.builders import AVERAGED, METHODS, PREDICTIVE, SIDE, A, tiny
+from tests.baselines.builders import AVERAGED, METHODS, PAIRED, PREDICTIVE, SIDE, A, tiny
 from tests.builders import sequence
 
 each = pytest.mark.parametrize("name", METHODS)
-paired = [name for name in METHODS if name != "VICRegTraj"]
 
 
 @each
@@ -84,6 +84,14 @@ def test_a_method_that_is_told_actions_asks_for_their_size(name: str) -> None:
         tiny(name, action_dim=None)
 
 
+@pytest.mark.parametrize("name", [name for name in PREDICTIVE if name != "BYOL"])
+def test_actions_of_another_size_are_refused_and_not_filled_up(name: str) -> None:
+    views, actions = sequence(batch=4, observed=1, action_dim=A)
+    for action_dim in (A - 1, A + 1):
+        with pytest.raises(ValueError, match=rf"An action has {action_dim} numbers here"):
+            tiny(name, action_dim=action_dim)(views, actions)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in PREDICTIVE] + ["BYOL"])
 def test_a_method_that_is_told_none_does_not_look_at_actions(name: str) -> None:
     method = tiny(name, action_dim=None).eval()
@@ -99,11 +107,25 @@ def test_it_runs_in_float64_and_under_autocast(name: str) -> None:
         out = method(views, actions)
     assert out.loss.dtype == torch.float32
     assert out.loss.isfinite()
-    if name not in AVERAGED:  # an average stays in the precision it was made in
-        assert tiny(name).double()(views.double(), actions.double()).loss.dtype == torch.float64
+    out = tiny(name).double()(views.double(), actions.double())
+    assert out.loss.dtype == torch.float64
+    assert out.target is None or out.target.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", paired)
+@each
+def test_all_views_are_encoded_in_one_call_and_all_targets_in_another(name: str) -> None:
+    method = tiny(name)
+    online: list[int] = []
+    averaged: list[int] = []
+    method.encoder.register_forward_hook(lambda *call: online.append(len(call[1][0])))
+    if name in AVERAGED:
+        method.target.encoder.register_forward_hook(lambda *call: averaged.append(len(call[1][0])))
+    out = method(*sequence(batch=4, observed=2, action_dim=A))
+    assert online == [out.z.shape[0] * out.z.shape[1]]
+    assert averaged == ([] if name not in AVERAGED else [8] if name == "BYOL" else [4])
+
+
+@pytest.mark.parametrize("name", PAIRED)
 def test_several_pairs_of_a_source_are_averaged_and_are_no_negatives(name: str) -> None:
     method = tiny(name).eval()  # batch norm would see other batches
     views, actions = sequence(batch=4, observed=3, action_dim=A)
@@ -156,3 +178,17 @@ def test_the_scorecard_takes_it(name: str) -> None:
     if name not in PREDICTIVE:
         assert "without target and predict" in card.skipped["retrieval"]
     assert method.training
+
+
+def test_ten_methods_stand_side_by_side() -> None:
+    names = "SimCLR BYOL VICReg VICRegTraj SEN EquiMod SIE ConditionalBYOL ContextSSL ConvIJEPA"
+    assert set(METHODS) == set(names.split())
+    assert MeanAggregate is measured_mean
+
+
+def test_averaging_z_over_views_stands_beside_every_state() -> None:
+    method = tiny("SimCLR").eval()
+    views, actions = sequence(batch=4, observed=2, action_dim=A)
+    average = MeanAggregate(method)
+    z = average.encode(views)
+    torch.testing.assert_close(average.aggregate(z, average.embed(actions)), method.encode(views).mean(1))

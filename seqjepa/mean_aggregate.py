@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from seqjepa.evaluation._frozen import unwrapped
+from seqjepa._checks import unwrap
 
 __all__ = ["MeanAggregate"]
 
@@ -32,7 +32,7 @@ class MeanAggregate:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = unwrapped(model)
+        self.model: Any = unwrap(model) if isinstance(model, nn.Module) else model
 
     def encode(self, views: Float[Tensor, "B T *view"]) -> Float[Tensor, "B T D"]:
         """The model's z."""
