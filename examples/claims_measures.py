@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from claims_runs import OBJECTS, VIEWS, Worlds, untrained
 from objects3d import Pool
+from torch import nn
 from wall import Walls
 
 from seqjepa import SeqJEPA
@@ -49,7 +50,7 @@ class Split:
         return Split(self.fit.draw(rows), self.test)
 
 
-def encoded(model: SeqJEPA, pool: Pool, rows: int, seed: int) -> Features:
+def encoded(model: nn.Module, pool: Pool, rows: int, seed: int) -> Features:
     """So many sequences of the pool's views, each of which is encoded once."""
     return redraw(model, extract(model, pool.sequences()), rows, num_views=VIEWS, seed=seed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from seqjepa import ActionEmbedder, CosineSchedule, NoActions, SeqJEPA, ViewSequence
+from seqjepa.baselines import Baseline
 from seqjepa.functional import WarmupCosineSchedule
 from seqjepa.presets import Preset
+
+Trained = TypeVar("Trained", bound="SeqJEPA | Baseline")
 
 
 class Recipe(NamedTuple):
@@ -68,26 +71,28 @@ def small_model(side: int, action_dim: int, steps: int, *, with_actions: bool = 
     )
 
 
-def small_recipe(model: SeqJEPA, steps: int) -> Recipe:
+def small_recipe(model: nn.Module, steps: int, rate: float = 2e-3) -> Recipe:
     """AdamW with a cosine decay, as in the paper, at a rate for small models.
 
     At this rate the aggregator, whose norms come after its layers, needs a slow start and clipped gradients: without
     them some runs diverge after a few hundred steps.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)  # the schedule sets the rate
-    rate = WarmupCosineSchedule(1e-4, 2e-3, 1e-5, warmup_steps=min(200, steps // 2), total_steps=steps)
-    return Recipe(optimizer, LambdaLR(optimizer, rate), clip=1.0)
+    schedule = WarmupCosineSchedule(1e-4, rate, 1e-5, warmup_steps=min(200, steps // 2), total_steps=steps)
+    return Recipe(optimizer, LambdaLR(optimizer, schedule), clip=1.0)
 
 
-def paper_recipe(preset: Preset, model: SeqJEPA, steps: int) -> Recipe:
+def paper_recipe(preset: Preset, model: nn.Module, steps: int) -> Recipe:
     """The paper's optimiser, and its schedule stretched over a run of this length: the same share of it warms up."""
     preset = replace(preset, epochs=steps, warmup_epochs=steps * preset.warmup_epochs // preset.epochs)
     optimizer = preset.optimizer(model)
     return Recipe(optimizer, preset.scheduler(optimizer, steps_per_epoch=1))
 
 
-def train(model: SeqJEPA, batch: Callable[[], ViewSequence], steps: int, name: str, recipe: Recipe) -> SeqJEPA:
-    """Predict the last view of each batch from those before it, and let the target follow; returned in eval mode.
+def train(model: Trained, batch: Callable[[], ViewSequence], steps: int, name: str, recipe: Recipe) -> Trained:
+    """Lower the loss of each batch, for seq-JEPA that of predicting its last view, and let the target follow.
+
+    Returns the model in eval mode. A method of `seqjepa.baselines` does as well.
 
     What a run of hours needs besides, checkpoints and a monitor to begin with, is in train.py.
     """
@@ -107,7 +112,8 @@ def train(model: SeqJEPA, batch: Callable[[], ViewSequence], steps: int, name: s
         model.update_target()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{out.loss.item():.3f}")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def print_table(columns: dict[str, dict[str, float]]) -> None:

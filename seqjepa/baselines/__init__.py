@@ -1,6 +1,6 @@
 """The methods of the paper's table beside seq-JEPA: one calling convention, one scorecard."""
 
-from seqjepa.baselines._base import BaselineOutput
+from seqjepa.baselines._base import Baseline, BaselineOutput
 from seqjepa.baselines.byol import BYOL
 from seqjepa.baselines.conditional_byol import ConditionalBYOL
 from seqjepa.baselines.context_ssl import ContextSSL
@@ -22,6 +22,7 @@ __all__ = [
     "BYOL",
     "SEN",
     "SIE",
+    "Baseline",
     "BaselineOutput",
     "ConditionalBYOL",
     "ContextSSL",
