@@ -171,15 +171,19 @@ def cost(condition: str) -> float:
     return method_of(condition).cost * (2 if condition.endswith(TWO_PAIRS) else 1)
 
 
-def trained(condition: str, seed: int, worlds: Worlds, steps: int, rate: float | None) -> Model:
-    """One method in its world. All of a seed begin with the same encoder, and see the same objects in each step."""
-    method, preset = method_of(condition), worlds.preset
-    two_pairs = condition.endswith(TWO_PAIRS)
-    views = 4 if two_pairs else method.views
+def new_model(condition: str, seed: int, steps: int, paper: bool) -> Model:
+    """Untrained. All methods of a seed begin with the same encoder."""
     torch.manual_seed(seed)
-    encoder = PAPER.model(1).encoder if preset.paper else fast_convnet(SIDE, DIM)
-    pairs = ViewPairs("disjoint" if two_pairs else "first")
-    model = method.build(Parts(encoder, steps, pairs, preset.paper)).to(DEVICE)
+    encoder = PAPER.model(1).encoder if paper else fast_convnet(SIDE, DIM)
+    pairs = ViewPairs("disjoint" if condition.endswith(TWO_PAIRS) else "first")
+    return method_of(condition).build(Parts(encoder, steps, pairs, paper)).to(DEVICE)
+
+
+def trained(condition: str, seed: int, worlds: Worlds, steps: int, rate: float | None) -> Model:
+    """One method in its world. All of a seed see the same objects in each step."""
+    preset = worlds.preset
+    model = new_model(condition, seed, steps, preset.paper)
+    views = 4 if condition.endswith(TWO_PAIRS) else method_of(condition).views
     generator = torch.Generator().manual_seed(seed)
     source = worlds.objects("train") if preset.paper else worlds.pools[0]
 

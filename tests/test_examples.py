@@ -17,6 +17,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 import claims_rules  # noqa: E402
 import claims_runs  # noqa: E402
+import compare_methods  # noqa: E402
+import compare_report  # noqa: E402
+import compare_runs  # noqa: E402
 import reproduce_claims  # noqa: E402
 import wall  # noqa: E402
 
@@ -166,6 +169,63 @@ def test_a_seed_that_is_not_whole_is_left_out_of_the_verdict() -> None:
     whole, cut = saccades_of(50, 35, 7, 10), saccades_of(8, 8, 8, 10)
     del cut[claims_runs.WALLS[2]]
     assert claims_rules.summary({7: whole, 8: cut}, paths=(3,))["claims"]["5"]["seeds"] == 1
+
+
+def test_a_row_of_the_comparison_has_a_rate_of_its_own_and_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--preset", "smoke", "--only", "conditional BYOL", "--seed", "3", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["compare_methods.py", *options])
+    compare_methods.main()
+    assert "2 of 2 runs left; now conditional BYOL, seed 3" in capsys.readouterr().out
+    rates = json.loads((tmp_path / "rates.json").read_text(encoding="utf-8"))
+    scores = rates["conditional BYOL"]["top-1 and R²"]
+    assert [*rates] == ["conditional BYOL"]
+    assert [*scores] == [str(rate) for rate in compare_runs.RATES]
+    assert scores[str(rates["conditional BYOL"]["rate"])] == max(scores.values())
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*-3.json")]
+    assert {run["rate"] for run in runs} == {rates["conditional BYOL"]["rate"]}
+    assert {run["condition"] for run in runs} == {"conditional BYOL", "conditional BYOL, two pairs"}
+    assert all({"top-1 %, z", "top-1 %, mean of 5 z", "R² relative", "MRR"} <= run["numbers"].keys() for run in runs)
+    monkeypatch.setattr(compare_methods, "run", lambda *_: pytest.fail("run again"))
+    compare_methods.main()
+    assert "| conditional BYOL, two pairs | 0.8 |" in capsys.readouterr().out
+    assert (tmp_path / "plane.png").stat().st_size > 10_000
+
+
+@pytest.mark.nightly
+def test_the_methods_are_compared_in_one_table(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "examples/compare_methods.py", "--preset", "smoke"]
+    result = subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert set(found["table"]) == set(compare_runs.CONDITIONS)
+    assert set(found["orderings"]) == set(compare_report.ORDERINGS)
+    for name, columns in found["table"].items():
+        assert bool(columns["MRR"]) == compare_runs.method_of(name).predicts
+        assert all(len(columns[column]) == 1 for column in ("top-1 %, z", "R² relative", "R² individual"))
+
+
+def test_an_ordering_is_judged_in_the_seeds_that_have_both_methods() -> None:
+    def seed(conditional: float, byol: float) -> dict[str, dict[str, float]]:
+        numbers = {"top-1 %, z": 50.0, "R² individual": 0.5}
+        return {name: numbers | {"R² relative": r2} for name, r2 in (("conditional BYOL", conditional), ("BYOL", byol))}
+
+    cut = seed(0.1, 0.3)
+    del cut["BYOL"]
+    found, text = compare_report.report({0: seed(0.3, 0.1), 1: seed(0.1, 0.3), 2: cut})
+    words = "conditional BYOL is above BYOL in R² relative (0.31 / 0.12)"
+    assert found["orderings"][words] == {"verdict": "partly", "seeds": [True, False]}
+    assert f"| {words} | **partly** | yes, no |" in text
+    assert "| BYOL | 0.8 | 50.0 ± 0.0 |" in text
+
+
+def test_all_methods_of_a_seed_begin_with_the_same_encoder() -> None:
+    first, *others = (
+        compare_runs.new_model(name, seed=0, steps=1, paper=False).encoder.state_dict()
+        for name in ("SimCLR", "BYOL, two pairs", compare_runs.SEQJEPA)
+    )
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
 def test_more_pictures_than_a_wall_has_cells_are_refused() -> None:

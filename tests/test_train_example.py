@@ -192,7 +192,7 @@ def test_settings_that_may_change_take_effect_and_others_are_refused(
     ("--resume of nothing: none holds no checkpoint", "--run none --resume"),
     ("An epoch needs at least one batch; 24 items over 1 rank are 24 each, and batch_size is 25", "--batch-size 25"),
     ("invalid choice: 'turned'", "--sampler turned"),
-    ("--seed must be at least 0, and at most 9223372036854775807; got 9223372036854775808", "--seed 9223372036854775808"),
+    ("--seed must be at least 0, and at most 9223372036854775807; got 9223372036854775808", f"--seed {2**63}"),
     ("--steps must be at least 1, and finite; got 0", "--steps 0"),
     ("--rate must be at least 0, and finite; got nan", "--rate nan"),
     ("--clip must be at least 0, and finite; got inf", "--clip inf"),
