@@ -16,11 +16,17 @@ from seqjepa import (
     EMATarget,
     NoActions,
     SeqJEPA,
+    SeqJEPALoss,
+    SeqJEPAOutput,
     SequenceAggregator,
+    VarianceCovariance,
     ViewSequence,
 )
+from seqjepa.functional import cosine_distance
+from seqjepa.groups import Group
 
 EMBED = 32  # E, numbers of an embedded action
+DECORRELATE = 0.05  # weight of the covariance between features
 Batch = Callable[[], ViewSequence]
 
 
@@ -37,19 +43,62 @@ def fast_convnet(side: int, dim: int) -> nn.Module:
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
+class PairedSeqJEPA(SeqJEPA):
+    """seq-JEPA whose observed views each predict another view of the sequence as well, alone, by the composed action.
+
+    Every pair of views that is loaded is a pair to learn from: to say what any view looks like after any action, z has
+    to hold the pose. The loss is the mean of both. How many places further the other view stands is drawn from torch's
+    own generator, once a batch.
+    """
+
+    group: Group
+
+    def forward(self, views: Tensor, actions: Tensor, mask: Tensor | None = None) -> SeqJEPAOutput:
+        """As `SeqJEPA.forward`, without mask."""
+        out = super().forward(views, actions, mask)
+        assert self.target is not None
+        sources, observed = out.z.shape[:2]
+        target = torch.stack([*self.target(views[:, :-1].flatten(0, 1)).unflatten(0, (sources, observed)).unbind(1),
+                              out.target], dim=1)  # fmt: skip
+        along = torch.stack([self.group.path_composition(actions[:, :t]) for t in range(observed + 1)], dim=1)
+        first = torch.arange(observed, device=views.device)
+        second = (first + 1 + int(torch.randint(observed, ()))) % (observed + 1)
+        e = self.embed(self.group.compose(self.group.inverse(along[:, first]), along[:, second])).flatten(0, 1)
+        state = self.aggregate(out.z.flatten(0, 1)[:, None], e[:, None][:, :0])
+        distance = cosine_distance(self.predict(state, e), target[:, second].flatten(0, 1)).mean()
+        return out._replace(loss=(out.loss + distance) / 2, terms=out.terms | {"pairs": distance.detach()})
+
+
 def build(
-    side: int, dim: int, action_dim: int, steps: int, *, with_actions: bool = True, encoder: nn.Module | None = None
+    side: int,
+    dim: int,
+    action_dim: int,
+    steps: int,
+    *,
+    with_actions: bool = True,
+    encoder: nn.Module | None = None,
+    group: Group | None = None,
 ) -> SeqJEPA:
-    """The paper's model with four parts changed, each measured: pre-norm, no dropout, two maps that are deeper."""
+    """The paper's model with four parts changed, each measured: pre-norm, no dropout, two maps that are deeper.
+
+    With a group, which composes actions, also two changes of the loss: pairs of views, and features that are kept
+    different from one another. Together they let all axes of a rotation into z.
+    """
     encoder = fast_convnet(side, dim) if encoder is None else encoder
     width = EMBED if with_actions else 0
-    return SeqJEPA(
+    kind = SeqJEPA if group is None else PairedSeqJEPA
+    model = kind(
         encoder=encoder,
         embedder=ActionEmbedder(action_dim, EMBED, hidden_dim=64) if with_actions else NoActions(),
         aggregator=SequenceAggregator(dim + width, dropout=0.0, norm_first=True),
         predictor=ConditionedPredictor(dim + width, width, dim, 512, depth=2),
         target=EMATarget(encoder, CosineSchedule(0.98, 1.0, steps)),
+        loss=SeqJEPALoss(regularizer=None if group is None else VarianceCovariance(0.0, DECORRELATE)),
     )
+    if isinstance(model, PairedSeqJEPA):
+        assert group is not None
+        model.group = group
+    return model
 
 
 def train_and_look(

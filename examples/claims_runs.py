@@ -16,6 +16,7 @@ from wall import FOVEA, GAZES, Walls
 
 from seqjepa import NoActions, SeqJEPA, ViewSequence
 from seqjepa.data import RenderedObjects
+from seqjepa.groups import Rotation3D
 
 OBSERVED = 3  # views a model reads before it predicts the next
 VIEWS = 8  # of a sequence of objects, when a model is measured; 5 of a wall
@@ -36,15 +37,15 @@ class Preset:
     held_out: int
     rows: int  # sequences that a probe is fitted to: many draws of the same objects
     paths: tuple[int, ...]  # views of the paths that are integrated
-    looks: tuple[int, ...] = (8, 4, 2)  # a model of objects is measured after these parts of its steps, too
+    looks: tuple[int, ...] = ()  # a model of objects is measured after these parts of its steps, too
     drawn: int = 16  # views rendered of each object to train on, once for all runs
     batch: int = 128
     paper: bool = False  # the paper's encoder, sizes, optimiser and whole box, new views in every step
 
 
 PRESETS = {
-    "hour": Preset(3, 8000, 1200, instances=2000, held_out=480, rows=20_000, paths=(2, 3, 5)),
-    "nightly": Preset(1, 700, 600, instances=2000, held_out=480, rows=4000, paths=(3,), looks=()),
+    "hour": Preset(3, 4000, 1200, instances=2000, held_out=480, rows=20_000, paths=(2, 3, 5), looks=(4, 2)),
+    "nightly": Preset(1, 700, 600, instances=2000, held_out=480, rows=4000, paths=(3,)),
     "smoke": Preset(1, 3, 3, instances=64, held_out=32, rows=128, paths=(3,), looks=(2,), drawn=12, batch=16),
     "gpu": Preset(
         3, 100_000, 10_000, instances=41_900, held_out=4000, rows=40_000, paths=(2, 3, 5), batch=512, paper=True
@@ -110,7 +111,7 @@ def new_model(condition: str, steps: int, preset: Preset) -> SeqJEPA:
     with_actions = "without" not in condition
     if preset.paper:
         return PAPER.model(math.ceil(steps / 50), embedder=None if with_actions else NoActions()).to(DEVICE)
-    return build(32, 16, 4, steps, with_actions=with_actions)
+    return build(32, 16, 4, steps, with_actions=with_actions, group=Rotation3D())
 
 
 def trained(condition: str, seed: int, worlds: Worlds, look: Look) -> SeqJEPA:
