@@ -49,7 +49,8 @@ class SeqJEPAModule(LightningModule):
 
     Args:
         model: called as `model(views, actions)`, with `.loss`, `.terms` and `.z` in what it returns, and
-            `update_target()`; such as [`SeqJEPA`][seqjepa.SeqJEPA] or one of `seqjepa.baselines`. It is `module.model`: save it by `module.model.save_pretrained`.
+            `update_target()`; such as [`SeqJEPA`][seqjepa.SeqJEPA] or one of `seqjepa.baselines`. It is `module.model`:
+            save a SeqJEPA by `module.model.save_pretrained`.
         rate: learning rate, or a schedule of the optimiser step, such as
             [`WarmupCosineSchedule`][seqjepa.functional.WarmupCosineSchedule].
         weight_decay: of matrices and kernels; the rest doesn't decay, by
