@@ -1,4 +1,4 @@
-"""Each method that predicts learns what an action does, in a world of a place and who is there; none without actions."""
+"""Methods that predict learn what an action does, in a world of places and of who is there; none without actions."""
 
 from __future__ import annotations
 
