@@ -1,4 +1,4 @@
-"""What a SeqJEPA training step costs beyond its encoder.
+"""What a training step of SeqJEPA, or of a baseline, costs beyond its encoder.
 
 The time of one step (encode B·T views, embed, aggregate, predict, target, loss, backward, AdamW, EMA) over the time of
 the encoder alone doing the same passes (forward and backward on B·T views, forward without gradient on B, AdamW on its
@@ -6,7 +6,9 @@ weights), taken in turns in one process so that both see the same machine. Then 
 
     python benchmarks/step.py                    # ResNet-18 at 32, 64 and 128 px
     python benchmarks/step.py --batch 256        # more sources a step
+    python benchmarks/step.py --method SimCLR --sides 64 --batch 128    # a baseline's step over its own passes
 
+A method of pairs is given two views of a source, VICRegTraj three, ConvIJEPA and SeqJEPA `--observed` and one more.
 On a CPU, page faults cloud the ratio unless the allocator keeps its memory: docs/speed.md says how to tell it.
 """
 
@@ -22,8 +24,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from seqjepa import SeqJEPA
+from seqjepa import SeqJEPA, baselines
+from seqjepa.encoders import timm_encoder
 from seqjepa.functional import cosine_distance
+from seqjepa.groups import Translation
+
+AVERAGED = (baselines.BYOL, baselines.ConditionalBYOL, baselines.ConvIJEPA)
+METHODS = [name for name in baselines.__all__ if hasattr(getattr(baselines, name), "from_encoder")]
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -48,13 +55,14 @@ def bare_step(
     goal: torch.Tensor,
     autocast: torch.autocast,
 ) -> Callable[[], None]:
-    """What the encoders alone cost: the observed views with gradient, the predicted one without, and an update."""
+    """What the encoders alone cost: some views with gradient, others (or none) without, and an update."""
     optimizer = adamw(list(encoder.parameters()))
 
     def step() -> None:
         with autocast:
-            with torch.no_grad():
-                frozen(last)
+            if len(last):
+                with torch.no_grad():
+                    frozen(last)
             loss = cosine_distance(encoder(seen), goal).mean()
         loss.backward()
         optimizer.step()
@@ -141,8 +149,71 @@ def pieces(side: int, batch: int, observed: int, device: torch.device, bf16: boo
     }
 
 
+class Held(nn.Module):
+    """Stands in for an encoder: its outputs are there already, and want a gradient."""
+
+    def __init__(self, z: torch.Tensor) -> None:
+        super().__init__()
+        self.z = nn.Parameter(z)
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        return self.z[: len(views)]
+
+
+def baseline_pieces(
+    name: str, side: int, batch: int, observed: int, device: torch.device, bf16: bool
+) -> dict[str, Callable[[], None]]:
+    """A baseline's step, its encoder passes alone, and all of the rest but the optimiser."""
+    torch.manual_seed(0)
+    encoder = timm_encoder("resnet18", cifar_stem=side <= 32)
+    options = {"group": Translation(4)} if name == "ConvIJEPA" else {}
+    method = getattr(baselines, name).from_encoder(encoder, action_dim=4, view_shape=(3, side, side), **options)
+    method.to(device)
+    observed = {"ConvIJEPA": observed, "VICRegTraj": 2}.get(name, 1)
+    views = torch.rand(batch, observed + 1, 3, side, side, device=device)
+    actions = torch.randn(batch, observed, 4, device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    online: list[int] = []
+    averaged: list[int] = []
+    handles = [method.encoder.register_forward_hook(lambda *call: online.append(len(call[2])))]
+    if isinstance(method, AVERAGED):
+        handles.append(method.target.encoder.register_forward_hook(lambda *call: averaged.append(len(call[2]))))
+    method(views, actions)  # how many views pass through which encoder
+    for handle in handles:
+        handle.remove()
+    seen = torch.rand(sum(online), 3, side, side, device=device)
+    others = torch.rand(sum(averaged), 3, side, side, device=device)
+    goal = torch.randn(len(seen), 512, device=device)
+    bare = bare_step(copy.deepcopy(encoder), copy.deepcopy(encoder), seen, others, goal, autocast)
+
+    heads = copy.deepcopy(method)
+    heads.encoder = Held(torch.randn(len(seen), 512, device=device))
+    if averaged:
+        heads.target.encoder[0] = Held(torch.randn(len(others), 512, device=device))
+    optimizer = adamw([p for p in method.parameters() if p.requires_grad])
+
+    def step() -> None:
+        with autocast:
+            loss = method(views, actions).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.update_target()
+
+    def rest() -> None:
+        with autocast:
+            loss = heads(views, actions).loss
+        loss.backward()
+        heads.zero_grad()
+
+    works: dict[str, Callable[[], None]] = {"step": step, "encoder alone": bare, "heads and loss": rest}
+    return works | ({"EMA update": method.update_target} if averaged else {})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=METHODS, help="a baseline instead of SeqJEPA")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128], help="sides of the views in pixels")
     parser.add_argument("--batch", type=int, default=64, help="sources a step")
     parser.add_argument("--observed", type=int, default=3, help="observed views of a source, T")
@@ -155,10 +226,13 @@ def main() -> None:
     device = torch.device(args.device)
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    print(f"{name}, {args.threads} CPU threads, torch {torch.__version__}, B = {args.batch}, T = {args.observed}")
+    what = f"T = {args.observed}" if args.method in (None, "ConvIJEPA") else args.method
+    print(f"{name}, {args.threads} CPU threads, torch {torch.__version__}, B = {args.batch}, {what}")
     columns: dict[int, dict[str, str]] = {}
     for side in args.sides:
-        times = interleaved(pieces(side, args.batch, args.observed, device, args.bf16), args.rounds, device)
+        shape = (side, args.batch, args.observed, device, args.bf16)
+        works = pieces(*shape) if args.method is None else baseline_pieces(args.method, *shape)
+        times = interleaved(works, args.rounds, device)
         ratios = [a / b for a, b in zip(times["step"], times["encoder alone"], strict=True)]
         base = statistics.median(times["encoder alone"])
         column = {

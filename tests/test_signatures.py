@@ -104,6 +104,14 @@ def test_baselines_keep_the_shapes_they_promise() -> None:
                     state = method.aggregate(z, e, mask)
                 if hasattr(method, "predict"):
                     method.predict(state, e[:, 0]), method.target(views[:, 1])
+        method = tiny("ContextSSL", settings="paper", parts=(2, 1))
+        method(views, actions, poses=torch.randn(4, 4, A)).loss.backward()
+        reader = method.in_context(views[:, :2], actions[:, :1])
+        for part in (method, reader):
+            part.contextual(views), part.predict(reader.encode(views)[:, 0], reader.embed(actions)[:, 0])
+            part.target(views[:, 1])
+        mean = seqjepa.baselines.MeanAggregate(method)
+        mean.aggregate(mean.encode(views), mean.embed(actions))
         NTXent(0.5)(torch.randn(4, 3), torch.randn(4, 3))
         print("checked")
         """

@@ -255,7 +255,8 @@ class ContextSSL(Predictive):
             fits = next(n for n in range(min(k, sources), 0, -1) if sources % n == 0)
             raise ValueError(
                 f"A batch is cut into contexts of {k} pairs; got {sources} sources, of which {sources % k} are left "
-                f"over. Use a batch that {k} divides, and drop_last in the loader; or build with context_pairs={fits}."
+                f"over. Use a batch that {k} divides, and drop_last in the loader"
+                + (f"; or build with context_pairs={fits}." if fits > 1 else ".")
             )
         if self.parts is not None and sum(self.parts) != actions.shape[-1]:
             raise ValueError(
@@ -276,9 +277,9 @@ class ContextSSL(Predictive):
 
 def _only(part: slice, actions: Float[Tensor, "B K A"]) -> Float[Tensor, "B K A"]:
     """The actions with all numbers but those of a part at zero."""
-    told = torch.zeros_like(actions)
-    told[..., part] = actions[..., part]
-    return told
+    kept = torch.zeros_like(actions)
+    kept[..., part] = actions[..., part]
+    return kept
 
 
 def _mlp(dim: int, hidden: int, out: int) -> nn.Module:

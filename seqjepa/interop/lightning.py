@@ -48,8 +48,9 @@ class SeqJEPAModule(LightningModule):
     overridden: `forward` for batches of another form, `configure_optimizers` for anything that Lightning takes there.
 
     Args:
-        model: called as `model(views, actions)`, with `.loss` and `.terms` in what it returns, and `update_target()`;
-            such as [`SeqJEPA`][seqjepa.SeqJEPA]. It is `module.model`: save it by `module.model.save_pretrained`.
+        model: called as `model(views, actions)`, with `.loss`, `.terms` and `.z` in what it returns, and
+            `update_target()`; such as [`SeqJEPA`][seqjepa.SeqJEPA] or one of `seqjepa.baselines`. It is `module.model`:
+            save a SeqJEPA by `module.model.save_pretrained`.
         rate: learning rate, or a schedule of the optimiser step, such as
             [`WarmupCosineSchedule`][seqjepa.functional.WarmupCosineSchedule].
         weight_decay: of matrices and kernels; the rest doesn't decay, by
@@ -114,7 +115,7 @@ class SeqJEPAModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> SeqJEPAOutput:
         """Log the mean loss of the validation data, over all processes."""
         out = self(batch)
-        self.log("val_loss", out.loss, prog_bar=True, sync_dist=True, batch_size=len(out.prediction))
+        self.log("val_loss", out.loss, prog_bar=True, sync_dist=True, batch_size=len(out.z))
         return out
 
     def configure_optimizers(self) -> Any:

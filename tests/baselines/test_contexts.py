@@ -167,6 +167,8 @@ def test_a_batch_that_contexts_do_not_divide_is_refused_with_a_way_out() -> None
         tiny("ContextSSL", context_pairs=4)(views, actions)
     with pytest.raises(ValueError, match=r"contexts of 64 pairs; got 6 sources, .* context_pairs=6\."):
         tiny("ContextSSL", context_pairs=64)(views, actions)
+    with pytest.raises(ValueError, match=r"contexts of 2 pairs; got 5 sources, .* drop_last in the loader\.$"):
+        tiny("ContextSSL")(views[:5], actions[:5])
 
 
 def test_poses_are_regressed_from_both_tokens_at_length_1() -> None:

@@ -23,6 +23,7 @@ from seqjepa.data import ViewLoader
 from seqjepa.distributed import gather_objects
 from seqjepa.interop.lightning import SeqJEPAModule
 from seqjepa.training import seed_step, weight_groups
+from tests.baselines.builders import tiny
 from tests.interop.loops import BATCHES, RATE, STEPS, assert_same, build, plain
 from tests.ranks import on_ranks
 
@@ -111,6 +112,19 @@ def test_validation_leaves_the_run_as_it_is_and_the_target_in_place() -> None:
     assert seen.losses == pytest.approx(expected, abs=1e-6)
     assert 0 < float(run.callback_metrics["val_loss"]) < 2
     assert_same(ours.model, model)
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "BYOL", "SIE"])
+def test_a_baseline_is_trained_and_validated_too(name: str) -> None:
+    _, loader = build()
+    method = tiny(name, encoder=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), action_dim=1)
+    seen = Recorded()
+    run = trainer(max_steps=4, callbacks=[seen], val_check_interval=2)
+    run.fit(SeqJEPAModule(method, rate=RATE), loader, build()[1])
+    assert len(seen.losses) == 4
+    assert float(run.callback_metrics["val_loss"]) > 0
+    if name == "BYOL":
+        assert method.target.step == 4
 
 
 @pytest.mark.parametrize("fused", [False, True])
