@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
+import claims_model  # noqa: E402
 import claims_rules  # noqa: E402
 import claims_runs  # noqa: E402
 import compare_methods  # noqa: E402
@@ -22,6 +23,9 @@ import compare_report  # noqa: E402
 import compare_runs  # noqa: E402
 import reproduce_claims  # noqa: E402
 import wall  # noqa: E402
+
+from seqjepa.functional import cosine_distance  # noqa: E402
+from seqjepa.groups import Rotation3D  # noqa: E402
 
 
 def test_the_quickstart_trains_measures_and_draws(tmp_path: Path) -> None:
@@ -240,6 +244,26 @@ def test_salient_fixations_see_more_of_the_pictures_and_inhibited_ones_most() ->
     seen = [walls.seen(rows, walls.look(rows, 5, gaze, torch.Generator().manual_seed(0))) for gaze in wall.GAZES]
     both, salient, uniform = seen
     assert uniform < 0.35 < 0.45 < salient < 0.62 < both < 0.8
+
+
+def test_pairs_of_the_claims_are_views_and_the_actions_between_them() -> None:
+    torch.manual_seed(0)
+    group = Rotation3D()
+    model = claims_model.build(32, 16, 4, 10, group=group).eval()
+    poses, views = torch.nn.functional.normalize(torch.randn(6, 4, 4), dim=-1), torch.rand(6, 4, 3, 32, 32)
+    torch.manual_seed(1)
+    out = model(views, group.actions(poses))
+    torch.manual_seed(1)
+    further = 1 + int(torch.randint(3, ()))
+    distances = []
+    for i in range(3):
+        j = (i + further) % 4
+        e = model.embed(group.actions(poses[:, [i, j]]))
+        state = model.aggregate(model.encode(views[:, i : i + 1]), e[:, :0])
+        distances.append(cosine_distance(model.predict(state, e[:, 0]), model.target(views[:, j])))
+    torch.testing.assert_close(out.terms["pairs"], torch.cat(distances).mean(), atol=1e-5, rtol=0)
+    plain = out.terms["distance"] + claims_model.DECORRELATE * out.terms["covariance"]
+    torch.testing.assert_close(out.loss, (plain + out.terms["pairs"]) / 2, atol=1e-6, rtol=0)
 
 
 def test_the_angles_of_3diebench_ood_make_the_rotations_of_its_box() -> None:
