@@ -70,35 +70,29 @@ class PairedSeqJEPA(SeqJEPA):
 
 
 def build(
-    side: int,
-    dim: int,
-    action_dim: int,
-    steps: int,
-    *,
-    with_actions: bool = True,
-    encoder: nn.Module | None = None,
-    group: Group | None = None,
+    side: int, dim: int, action_dim: int, steps: int, *, with_actions: bool = True, encoder: nn.Module | None = None
 ) -> SeqJEPA:
-    """The paper's model with four parts changed, each measured: pre-norm, no dropout, two maps that are deeper.
-
-    With a group, which composes actions, also two changes of the loss: pairs of views, and features that are kept
-    different from one another. Together they let all axes of a rotation into z.
-    """
+    """The paper's model with four parts changed, each measured: pre-norm, no dropout, two maps that are deeper."""
     encoder = fast_convnet(side, dim) if encoder is None else encoder
     width = EMBED if with_actions else 0
-    kind = SeqJEPA if group is None else PairedSeqJEPA
-    model = kind(
+    return SeqJEPA(
         encoder=encoder,
         embedder=ActionEmbedder(action_dim, EMBED, hidden_dim=64) if with_actions else NoActions(),
         aggregator=SequenceAggregator(dim + width, dropout=0.0, norm_first=True),
         predictor=ConditionedPredictor(dim + width, width, dim, 512, depth=2),
         target=EMATarget(encoder, CosineSchedule(0.98, 1.0, steps)),
-        loss=SeqJEPALoss(regularizer=None if group is None else VarianceCovariance(0.0, DECORRELATE)),
     )
-    if isinstance(model, PairedSeqJEPA):
-        assert group is not None
-        model.group = group
-    return model
+
+
+def with_pairs(model: SeqJEPA, group: Group) -> PairedSeqJEPA:
+    """The model with two changes of the loss: pairs of views, and features that are kept different from one another.
+
+    Each alone lets more of a rotation into z, and both together all of its axes.
+    """
+    loss = SeqJEPALoss(regularizer=VarianceCovariance(0.0, DECORRELATE))
+    paired = PairedSeqJEPA(model.encoder, model.embedder, model.aggregator, model.predictor, model.target, loss)
+    paired.group = group
+    return paired
 
 
 def train_and_look(

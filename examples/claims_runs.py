@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from claims_model import Batch, bf16_is_faster, build, settled, train_and_look
+from claims_model import Batch, bf16_is_faster, build, settled, train_and_look, with_pairs
 from objects3d import DEVICE, MOST, PAPER, Pool, build_the_paper_s
 from small import train
 from torch import Tensor
@@ -111,7 +111,7 @@ def new_model(condition: str, steps: int, preset: Preset) -> SeqJEPA:
     with_actions = "without" not in condition
     if preset.paper:
         return PAPER.model(math.ceil(steps / 50), embedder=None if with_actions else NoActions()).to(DEVICE)
-    return build(32, 16, 4, steps, with_actions=with_actions, group=Rotation3D())
+    return with_pairs(build(32, 16, 4, steps, with_actions=with_actions), Rotation3D())
 
 
 def trained(condition: str, seed: int, worlds: Worlds, look: Look) -> SeqJEPA:

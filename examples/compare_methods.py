@@ -1,6 +1,6 @@
 """seq-JEPA beside the methods of the paper's table, in one loop and one table.
 
-    python examples/compare_methods.py                     # three seeds of 21 rows; three hours on two idle CPU cores
+    python examples/compare_methods.py                     # three seeds of 22 rows; three hours on two idle CPU cores
     python examples/compare_methods.py --preset short      # a quarter of the steps: half an hour a seed
     python examples/compare_methods.py --only BYOL         # a part of the rows
     python examples/compare_methods.py --preset gpu        # ResNet-18 at 128 px and the table's own heads: days

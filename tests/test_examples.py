@@ -249,7 +249,7 @@ def test_salient_fixations_see_more_of_the_pictures_and_inhibited_ones_most() ->
 def test_pairs_of_the_claims_are_views_and_the_actions_between_them() -> None:
     torch.manual_seed(0)
     group = Rotation3D()
-    model = claims_model.build(32, 16, 4, 10, group=group).eval()
+    model = claims_model.with_pairs(claims_model.build(32, 16, 4, 10), group).eval()
     poses, views = torch.nn.functional.normalize(torch.randn(6, 4, 4), dim=-1), torch.rand(6, 4, 3, 32, 32)
     torch.manual_seed(1)
     out = model(views, group.actions(poses))
