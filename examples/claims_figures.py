@@ -99,21 +99,29 @@ def claim_3(runs: Runs) -> Figure:
 
 
 def claim_4(runs: Runs) -> Figure:
-    """R² of where a path of three leads: the models, one probe robbed, and what actions alone tell."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axis, of = figure.subplots(), "path of 3, "
-    bars(axis, [
-        ("views and\nactions", values(runs, WITH, f"{of}views and actions"), "tab:blue"),
-        ("robbed of\nviews", values(runs, WITH, f"{of}robbed of views"), "tab:cyan"),
-        ("robbed of\nearlier actions", values(runs, WITH, f"{of}robbed of earlier actions"), "tab:cyan"),
-        ("trained\nwithout actions", values(runs, WITHOUT, f"{of}views and actions"), "tab:orange"),
-        ("blank views,\nrefitted", values(runs, WITH, f"{of}blank views, refitted"), NOTHING),
-        ("untrained", values(runs, UNTRAINED, f"{of}views and actions"), NOTHING),
-        ("exact actions,\norder-blind", values(runs, UNTRAINED, f"{of}exact actions, order-blind"), NOTHING),
-        ("exact actions\nin order", values(runs, UNTRAINED, f"{of}exact actions in order"), NOTHING),
-    ])  # fmt: skip
-    axis.axhline(0, color="k", linewidth=0.7)
-    axis.set(ylabel="R²", ylim=(-0.6, 1))  # a robbed probe may lie far below
+    """R² of where a path leads over its length: the models, one probe robbed, and what actions alone tell."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    curves = [
+        (WITH, "views and actions", "with actions", "tab:blue", "-"),
+        (WITH, "robbed of views", "the same probe robbed of views", "tab:cyan", "--"),
+        (WITH, "robbed of earlier actions", "and of earlier actions", "tab:cyan", ":"),
+        (WITHOUT, "views and actions", "trained without actions", "tab:orange", "-"),
+        (UNTRAINED, "views and actions", "untrained", NOTHING, "-"),
+        (WITH, "blank views, refitted", "blank views, refitted", NOTHING, "--"),
+        (UNTRAINED, "exact actions, order-blind", "exact actions, order-blind", NOTHING, "-."),
+        (UNTRAINED, "exact actions in order", "exact actions in order", NOTHING, ":"),
+    ]
+    some = next(iter(runs.values()))[WITH]["numbers"]
+    lengths = sorted(int(name.split()[2].rstrip(",")) for name in some if name.endswith(", robbed of views"))
+    for condition, variant, label, color, style in curves:
+        found = [values(runs, condition, f"path of {m}, {variant}") for m in lengths]
+        axis.plot(lengths, [statistics.fmean(of) for of in found], style, color=color, label=label)
+        for m, of in zip(lengths, found, strict=True):
+            axis.plot([m] * len(of), of, ".", color=color, markersize=4)
+    axis.set(xlabel="views in the path", ylabel="R² of where it leads", xticks=lengths, ylim=(-1, 1.05))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=7, loc="outside right center")
     return figure
 
 
