@@ -71,6 +71,7 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
             a = sequence.actions
             path, e = group.path_composition(a), group.identity()
             group.compose(path, group.inverse(path)), group.distance(path, e), group.describe(path[0])
+            group.log(group.exp(torch.zeros(2, 3, group.local_dim)))
         q = Rotation3D.random(5, generator=g)
         Rotation3D.from_6d(Rotation3D.to_6d(q)), Rotation3D.from_matrix(Rotation3D.to_matrix(q))
         turned = sequences[2]._replace(labels=labels)
