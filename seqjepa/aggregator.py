@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_tensor, like_weights
+from seqjepa._checks import check_axes, check_mask, like_weights
 from seqjepa._modes import eval_mode, fresh_casts
 
 __all__ = ["SequenceAggregator", "SinusoidalPositions"]
@@ -252,19 +252,6 @@ def _split_joint_projection(layer: nn.Module, state_dict: dict[str, Any], prefix
         if joint is not None:
             dim = len(joint) // 3
             state_dict[f"{prefix}q.{kind}"], state_dict[f"{prefix}kv.{kind}"] = joint[:dim], joint[dim:]
-
-
-def check_mask(mask: Tensor, sequence: Tensor) -> None:
-    """Raise unless `mask` is a bool (B, T) for a `sequence` of shape (B, T, …)."""
-    check_tensor("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, True where a view counts; got {mask.dtype}. Convert with mask.bool().")
-    if mask.shape != sequence.shape[:2]:
-        raise ValueError(
-            f"mask must have one entry per observed view, shape {tuple(sequence.shape[:2])}; got {tuple(mask.shape)}."
-        )
-    if mask.device != sequence.device:
-        raise ValueError(f"mask must lie on {sequence.device}, where the views do; got {mask.device}.")
 
 
 def _indices(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from seqjepa.encoders import encode_views, feature_width, timm_encoder
 from seqjepa.hub import PretrainedModule
 from seqjepa.loss import SeqJEPALoss
 from seqjepa.predictor import ConditionedPredictor
-from seqjepa.target import EMATarget, Momentum, StopGradientTarget
+from seqjepa.target import EMATarget, Momentum, OnlineTarget, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput
 
 __all__ = ["SeqJEPA"]
@@ -38,7 +38,7 @@ class SeqJEPA(PretrainedModule):
         embedder: (B, T, A) → (B, T, E), with `embed_dim`.
         aggregator: tokens (B, T, D + E), mask (B, T) or None → (B, S).
         predictor: (B, S), (B, E) → (B, D).
-        target: view (B, …) → (B, D) without gradient, with `update(encoder)`; `EMATarget(encoder)` by default.
+        target: view (B, …) → (B, D), with `update(encoder)`; `EMATarget(encoder)` by default.
         loss: prediction, target, z, mask → loss and terms; the cosine distance by default.
 
     Raises:
@@ -84,7 +84,7 @@ class SeqJEPA(PretrainedModule):
         self.predictor = predictor
         self.target = EMATarget(encoder) if target is None else target
         self.loss = SeqJEPALoss() if loss is None else loss
-        if isinstance(target, StopGradientTarget):
+        if isinstance(target, StopGradientTarget | OnlineTarget):
             target.update(encoder)  # its encoder is this model's, whichever it was given
 
     @classmethod

@@ -17,10 +17,12 @@ from seqjepa import (
     CosineSchedule,
     EMATarget,
     NoActions,
+    OnlineTarget,
     RawActions,
     SeqJEPA,
     SeqJEPALoss,
     SequenceAggregator,
+    SIGReg,
     StopGradientTarget,
     VarianceCovariance,
 )
@@ -79,12 +81,15 @@ def variant(name: str) -> SeqJEPA:
     if name == "no-ema":
         loss = SeqJEPALoss(MSEDistance(), VarianceCovariance(2.0, 0.5, std=0.5, eps=1e-3))
         return tiny_model(**base, target=StopGradientTarget(encoder), loss=loss)
+    if name == "online":
+        loss = SeqJEPALoss(MSEDistance(), SIGReg(0.2, 32, knots=9, t_max=4.0))
+        return tiny_model(**base, target=OnlineTarget(encoder), loss=loss)
     if name == "ema":
         return tiny_model(**base, target=EMATarget(encoder, 0.5, buffers="ema"))
     return tiny_model(**base).to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", ["embedder", "raw", "ablation", "aggregator", "no-ema", "ema", "half"])
+@pytest.mark.parametrize("name", ["embedder", "raw", "ablation", "aggregator", "no-ema", "online", "ema", "half"])
 def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) -> None:
     model = variant(name)
     model.save_pretrained(tmp_path)
@@ -93,7 +98,7 @@ def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) ->
     for part in ("embedder", "aggregator", "predictor", "target", "loss"):
         assert type(getattr(loaded, part)) is type(getattr(model, part))
         assert repr(getattr(loaded, part)) == repr(getattr(model, part).eval())
-    if name == "no-ema":
+    if name in ("no-ema", "online"):
         assert torch.equal(loaded.target(torch.ones(1, 3, 32, 32)), loaded.encoder(torch.ones(1, 3, 32, 32)))
 
 

@@ -28,6 +28,7 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
             yield tiny_model(embedder=NoActions())
             yield tiny_model(embedder=RawActions(4), target=StopGradientTarget(encoder), encoder=encoder)
             embedding = torch.nn.Embedding(9, 12)
+            yield tiny_model(target=OnlineTarget(encoder), encoder=encoder, loss=SeqJEPALoss(regularizer=SIGReg()))
             yield tiny_model(norm="rms", aggregator=SequenceAggregator(12, heads=2, positions=embedding),
                              loss=SeqJEPALoss(loss.SmoothL1Distance(), VarianceCovariance()))
             yield tiny_model(loss=SeqJEPALoss(loss.MSEDistance()),
