@@ -3,6 +3,7 @@
 from seqjepa import interop, presets
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator
+from seqjepa.causal import CausalAggregator
 from seqjepa.functional import CosineSchedule
 from seqjepa.loss import SeqJEPALoss, SIGReg, VarianceCovariance
 from seqjepa.model import SeqJEPA
@@ -13,6 +14,7 @@ from seqjepa.types import SeqJEPAOutput, ViewSequence
 __version__ = "0.1.0"
 __all__ = [
     "ActionEmbedder",
+    "CausalAggregator",
     "ConditionedPredictor",
     "CosineSchedule",
     "EMATarget",

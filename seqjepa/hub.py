@@ -20,6 +20,7 @@ from seqjepa._files import move_into_place, staging_folder
 from seqjepa._shards import gathered, is_sharded, plain_type, sharded_as
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator, SinusoidalPositions
+from seqjepa.causal import CausalAggregator
 from seqjepa.distributed import on_rank_0, rank
 from seqjepa.encoders import timm_encoder
 from seqjepa.functional import CosineSchedule, WarmupCosineSchedule
@@ -41,7 +42,7 @@ REACHING_OUT = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "check
 PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
 KINDS: dict[str, tuple[type, ...]] = {  # of the parts that can be described but the encoder
     "embedder": (ActionEmbedder, NoActions, RawActions),
-    "aggregator": (SequenceAggregator,),
+    "aggregator": (SequenceAggregator, CausalAggregator),
     "predictor": (ConditionedPredictor,),
     "target": (EMATarget, StopGradientTarget, OnlineTarget),
     "loss": (SeqJEPALoss,),

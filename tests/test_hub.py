@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seqjepa import (
     ActionEmbedder,
+    CausalAggregator,
     CosineSchedule,
     EMATarget,
     NoActions,
@@ -78,6 +79,11 @@ def variant(name: str) -> SeqJEPA:
             516, depth=1, heads=2, mlp_ratio=2, dropout=0.2, norm_first=True, positions=SinusoidalPositions(516)
         )
         return tiny_model(**base, aggregator=other)
+    if name == "causal":
+        causal = CausalAggregator(
+            516, depth=1, heads=2, mixing="none", window=5, rotary=100.0, mlp_ratio=2, dropout=0.2, norm_first=True
+        )
+        return tiny_model(**base, aggregator=causal)
     if name == "no-ema":
         loss = SeqJEPALoss(MSEDistance(), VarianceCovariance(2.0, 0.5, std=0.5, eps=1e-3))
         return tiny_model(**base, target=StopGradientTarget(encoder), loss=loss)
@@ -89,7 +95,9 @@ def variant(name: str) -> SeqJEPA:
     return tiny_model(**base).to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", ["embedder", "raw", "ablation", "aggregator", "no-ema", "online", "ema", "half"])
+@pytest.mark.parametrize(
+    "name", ["embedder", "raw", "ablation", "aggregator", "causal", "no-ema", "online", "ema", "half"]
+)
 def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) -> None:
     model = variant(name)
     model.save_pretrained(tmp_path)

@@ -33,6 +33,7 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
                              loss=SeqJEPALoss(loss.SmoothL1Distance(), VarianceCovariance()))
             yield tiny_model(loss=SeqJEPALoss(loss.MSEDistance()),
                              aggregator=SequenceAggregator(12, heads=2, positions=aggregator.SinusoidalPositions(12)))
+            yield tiny_model(aggregator=CausalAggregator(12, heads=2, window=2, rotary=10.0))
         for model in models():
             for t in (1, 3):
                 views, actions = sequence(observed=t)
@@ -40,7 +41,14 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
                     model(views, actions, mask).loss.backward()
                 model.update_target()
                 model.imagine(views[:, :t], actions[:, :t - 1], actions[:, t - 1:])
-                model.aggregator.attention(torch.randn(2, t, model.aggregator.dim))
+                z, e = model.encode(views), model.embed(actions)
+                model.aggregate_prefixes(z, e), model.aggregate_prefixes(z[:, :t], e[:, 1:], mask)
+                tokens = torch.randn(2, t, model.aggregator.dim)
+                if isinstance(model.aggregator, CausalAggregator):
+                    _, cache = model.aggregator.step(tokens, tokens[:, 0], None)
+                    model.aggregator.step(tokens[:, 0], tokens[:, 0], cache, torch.tensor([True, False]))
+                else:
+                    model.aggregator.attention(tokens)
         ViewSequence(*sequence())
         functional.cosine_distance(torch.randn(3), torch.randn(3))
         assert encoders.feature_width(TinyEncoder(), (3, 8, 8)) == 8
