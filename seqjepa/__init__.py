@@ -3,21 +3,25 @@
 from seqjepa import interop, presets
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator
+from seqjepa.causal import CausalAggregator
 from seqjepa.functional import CosineSchedule
-from seqjepa.loss import SeqJEPALoss, VarianceCovariance
+from seqjepa.loss import SeqJEPALoss, SIGReg, VarianceCovariance
 from seqjepa.model import SeqJEPA
 from seqjepa.predictor import ConditionedPredictor
-from seqjepa.target import EMATarget, StopGradientTarget
+from seqjepa.target import EMATarget, OnlineTarget, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput, ViewSequence
 
 __version__ = "0.1.0"
 __all__ = [
     "ActionEmbedder",
+    "CausalAggregator",
     "ConditionedPredictor",
     "CosineSchedule",
     "EMATarget",
     "NoActions",
+    "OnlineTarget",
     "RawActions",
+    "SIGReg",
     "SeqJEPA",
     "SeqJEPALoss",
     "SeqJEPAOutput",

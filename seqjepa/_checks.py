@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_axes", "check_batch_norm", "check_floating", "check_like", "check_sequence", "check_tensor",
+    "check_axes", "check_batch_norm", "check_floating", "check_like", "check_mask", "check_sequence", "check_tensor",
     "is_compiled", "like_weights",
     "plain_names", "unwrap", "weight_of",
 ]  # fmt: skip
@@ -37,6 +37,19 @@ def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         bytes_too = " / 255" if tensor.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}. Convert with {name}.float(){bytes_too}.")
+
+
+def check_mask(mask: Tensor, sequence: Tensor) -> None:
+    """Raise unless `mask` is a bool (B, T) for a `sequence` of shape (B, T, …)."""
+    check_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where a view counts; got {mask.dtype}. Convert with mask.bool().")
+    if mask.shape != sequence.shape[:2]:
+        raise ValueError(
+            f"mask must have one entry per observed view, shape {tuple(sequence.shape[:2])}; got {tuple(mask.shape)}."
+        )
+    if mask.device != sequence.device:
+        raise ValueError(f"mask must lie on {sequence.device}, where the views do; got {mask.device}.")
 
 
 def check_sequence(views: Tensor, actions: Tensor) -> None:

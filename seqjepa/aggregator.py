@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_tensor, like_weights
+from seqjepa._checks import check_axes, check_mask, like_weights
 from seqjepa._modes import eval_mode, fresh_casts
 
 __all__ = ["SequenceAggregator", "SinusoidalPositions"]
@@ -69,24 +69,13 @@ class SequenceAggregator(nn.Module):
         positions: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth is the number of layers, at least 1; got {depth}.")
-        if dim < 1:
-            raise ValueError(f"dim is the width of a token, at least 1; got {dim}.")
-        if mlp_ratio < 1:
-            raise ValueError(f"mlp_ratio is the MLP's width over dim, a whole number from 1; got {mlp_ratio}.")
-        if heads < 1 or dim % heads:
-            fits = [n for n in range(1, 17) if dim % n == 0]
-            raise ValueError(
-                f"The token width must split evenly into heads; got dim={dim} and heads={heads}. "
-                f"Head counts up to 16 that divide {dim}: {', '.join(map(str, fits))}."
-            )
+        check_sizes(dim, depth, heads, mlp_ratio)
         self.dim, self.depth, self.heads, self.mlp_ratio = dim, depth, heads, mlp_ratio
         self.dropout, self.norm_first = dropout, norm_first
         self.positions = positions
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
         self.layers = nn.ModuleList(
-            _Layer(dim, heads, mlp_ratio * dim, dropout, norm_first=norm_first) for _ in range(depth)
+            Layer(dim, heads, mlp_ratio * dim, dropout, norm_first=norm_first) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
 
@@ -121,24 +110,16 @@ class SequenceAggregator(nn.Module):
             x, attend = self._sequence(tokens, mask)
             weights = []
             for layer in self.layers:
-                assert isinstance(layer, _Layer)
+                assert isinstance(layer, Layer)
                 weights.append(layer.attention_weights(x, attend))
                 x = layer(x, attend)
             return torch.stack(weights, dim=1)
 
     def _sequence(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """[AGG] in front of the tokens, and who may be attended to: (B, 1, 1, 1+T)."""
-        check_axes("tokens", tokens, "B T S")
-        if tokens.shape[-1] != self.dim:
-            raise ValueError(
-                f"Tokens are {self.dim} wide here; got shape {tuple(tokens.shape)}, {tokens.shape[-1]} wide. A token "
-                "is an encoder output and an action embedding, side by side: dim = D + E."
-            )
-        tokens = like_weights("tokens", tokens, self.token)
+        tokens = checked_tokens("tokens", tokens, mask, self.token)
         attend = None
         if mask is not None:
-            check_mask(mask, tokens)
-            tokens = tokens.masked_fill(~mask[..., None], 0)  # so that a NaN in the padding stays there
             attend = F.pad(mask, (1, 0), value=True)[:, None, None]
         if self.positions is not None:
             tokens = tokens + self._positions(tokens, mask).to(tokens.dtype)
@@ -199,7 +180,7 @@ class SinusoidalPositions(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """One transformer layer; `queries` limits the output to that many leading tokens."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float, *, norm_first: bool) -> None:
@@ -220,29 +201,32 @@ class _Layer(nn.Module):
         self.register_load_state_dict_pre_hook(_split_joint_projection)
 
     def forward(self, x: Tensor, attend: Tensor | None, queries: int | None = None) -> Tensor:
-        head = x[:, :queries]
+        q, k, v = self.project(x, queries)
+        return self.close(x[:, :queries], q, k, v, attend)
+
+    def project(self, x: Tensor, queries: int | None = None) -> list[Tensor]:
+        """Queries, keys and values, (B, heads, tokens, dim / heads) each."""
         if self.norm_first:
-            head = head + self.dropout(self._attend(self.norm1(x), attend, queries))
-            return head + self.dropout(self.mlp(self.norm2(head)))
-        head = self.norm1(head + self.dropout(self._attend(x, attend, queries)))
-        return self.norm2(head + self.dropout(self.mlp(head)))
+            x = self.norm1(x)
+        k, v = self.kv(x).chunk(2, dim=-1)
+        return [rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.q(x[:, :queries]), k, v)]
+
+    def close(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None) -> Tensor:
+        """What the layer makes of x once it is projected: attention, the MLP, and what goes past them."""
+        p = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=p)
+        x = x + self.dropout(self.out(rearrange(mixed, "b h n d -> b n (h d)")))
+        if self.norm_first:
+            return x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.norm1(x)
+        return self.norm2(x + self.dropout(self.mlp(x)))
 
     def attention_weights(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        q, k, _ = self._project(self.norm1(x) if self.norm_first else x, None)
+        q, k, _ = self.project(x)
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if attend is not None:
             logits = logits.masked_fill(~attend, -torch.inf)
         return logits.softmax(-1)
-
-    def _attend(self, x: Tensor, attend: Tensor | None, queries: int | None) -> Tensor:
-        q, k, v = self._project(x, queries)
-        p = self.dropout.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=p)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
-
-    def _project(self, x: Tensor, queries: int | None) -> list[Tensor]:
-        k, v = self.kv(x).chunk(2, dim=-1)
-        return [rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.q(x[:, :queries]), k, v)]
 
 
 def _split_joint_projection(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -254,17 +238,35 @@ def _split_joint_projection(layer: nn.Module, state_dict: dict[str, Any], prefix
             state_dict[f"{prefix}q.{kind}"], state_dict[f"{prefix}kv.{kind}"] = joint[:dim], joint[dim:]
 
 
-def check_mask(mask: Tensor, sequence: Tensor) -> None:
-    """Raise unless `mask` is a bool (B, T) for a `sequence` of shape (B, T, …)."""
-    check_tensor("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, True where a view counts; got {mask.dtype}. Convert with mask.bool().")
-    if mask.shape != sequence.shape[:2]:
+def check_sizes(dim: int, depth: int, heads: int, mlp_ratio: int) -> None:
+    """Raise unless a stack of layers can be built of these."""
+    if depth < 1:
+        raise ValueError(f"depth is the number of layers, at least 1; got {depth}.")
+    if dim < 1:
+        raise ValueError(f"dim is the width of a token, at least 1; got {dim}.")
+    if mlp_ratio < 1:
+        raise ValueError(f"mlp_ratio is the MLP's width over dim, a whole number from 1; got {mlp_ratio}.")
+    if heads < 1 or dim % heads:
+        fits = [n for n in range(1, 17) if dim % n == 0]
         raise ValueError(
-            f"mask must have one entry per observed view, shape {tuple(sequence.shape[:2])}; got {tuple(mask.shape)}."
+            f"The token width must split evenly into heads; got dim={dim} and heads={heads}. "
+            f"Head counts up to 16 that divide {dim}: {', '.join(map(str, fits))}."
         )
-    if mask.device != sequence.device:
-        raise ValueError(f"mask must lie on {sequence.device}, where the views do; got {mask.device}.")
+
+
+def checked_tokens(name: str, tokens: Tensor, mask: Tensor | None, weight: Tensor) -> Tensor:
+    """Tokens (B, T, S) in the dtype of a weight as wide as they, zero where the mask leaves them out; or an error."""
+    check_axes(name, tokens, "B T S")
+    if tokens.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"Tokens are {weight.shape[-1]} wide here; got shape {tuple(tokens.shape)}, {tokens.shape[-1]} wide. A "
+            "token is an encoder output and an action embedding, side by side: dim = D + E."
+        )
+    tokens = like_weights(name, tokens, weight)
+    if mask is None:
+        return tokens
+    check_mask(mask, tokens)
+    return tokens.masked_fill(~mask[..., None], 0)  # so that a NaN in the padding stays there
 
 
 def _indices(tokens: Tensor, mask: Tensor | None) -> Tensor:

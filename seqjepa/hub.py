@@ -20,12 +20,13 @@ from seqjepa._files import move_into_place, staging_folder
 from seqjepa._shards import gathered, is_sharded, plain_type, sharded_as
 from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator, SinusoidalPositions
+from seqjepa.causal import CausalAggregator
 from seqjepa.distributed import on_rank_0, rank
 from seqjepa.encoders import timm_encoder
 from seqjepa.functional import CosineSchedule, WarmupCosineSchedule
-from seqjepa.loss import CosineDistance, MSEDistance, SeqJEPALoss, SmoothL1Distance, VarianceCovariance
+from seqjepa.loss import CosineDistance, MSEDistance, SeqJEPALoss, SIGReg, SmoothL1Distance, VarianceCovariance
 from seqjepa.predictor import ConditionedPredictor
-from seqjepa.target import EMATarget, StopGradientTarget
+from seqjepa.target import EMATarget, OnlineTarget, StopGradientTarget
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,16 +42,16 @@ REACHING_OUT = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "check
 PARTS = ("encoder", "embedder", "aggregator", "predictor", "target", "loss")
 KINDS: dict[str, tuple[type, ...]] = {  # of the parts that can be described but the encoder
     "embedder": (ActionEmbedder, NoActions, RawActions),
-    "aggregator": (SequenceAggregator,),
+    "aggregator": (SequenceAggregator, CausalAggregator),
     "predictor": (ConditionedPredictor,),
-    "target": (EMATarget, StopGradientTarget),
+    "target": (EMATarget, StopGradientTarget, OnlineTarget),
     "loss": (SeqJEPALoss,),
 }
 KNOWN: dict[str, type] = {
     part.__name__: part
     for part in (
         *(kind for kinds in KINDS.values() for kind in kinds),
-        SinusoidalPositions, CosineDistance, SmoothL1Distance, MSEDistance, VarianceCovariance, CosineSchedule,
+        SinusoidalPositions, CosineDistance, SmoothL1Distance, MSEDistance, VarianceCovariance, SIGReg, CosineSchedule,
         WarmupCosineSchedule,
     )
 }  # fmt: skip
@@ -395,7 +396,7 @@ def _build(name: str, described: Any, encoder: Any) -> Any:
         if part not in KINDS.get(name, (part,)):
             raise TypeError(f"{kind} is none")
         arguments = {k: _build(k, v, None) if isinstance(v, Mapping) else v for k, v in arguments.items()}
-        return part(encoder, **arguments) if issubclass(part, EMATarget | StopGradientTarget) else part(**arguments)
+        return part(encoder, **arguments) if part in KINDS["target"] else part(**arguments)
     except (KeyError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
         raise ValueError(
             f"config.json describes a part `{name}` that this version of seqjepa cannot build: {dict(described)} "

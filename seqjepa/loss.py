@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from seqjepa._checks import check_axes, check_mask
 from seqjepa._modes import autocast
-from seqjepa.distributed import all_reduce
+from seqjepa.distributed import all_reduce, rank
 from seqjepa.functional import cosine_distance, mse_distance, smooth_l1_distance
 
-__all__ = ["CosineDistance", "LossOutput", "MSEDistance", "SeqJEPALoss", "SmoothL1Distance", "VarianceCovariance"]
+__all__ = [
+    "CosineDistance", "LossOutput", "MSEDistance", "SIGReg", "SeqJEPALoss", "SmoothL1Distance", "VarianceCovariance",
+]  # fmt: skip
 
 
 class LossOutput(NamedTuple):
@@ -36,7 +40,8 @@ class SeqJEPALoss(nn.Module):
         distance: a module (B, D), (B, D) → (B,): [`CosineDistance`][seqjepa.loss.CosineDistance] by default,
             [`SmoothL1Distance`][seqjepa.loss.SmoothL1Distance], [`MSEDistance`][seqjepa.loss.MSEDistance] or your own.
         regularizer: a module (z, mask) → [`LossOutput`][seqjepa.loss.LossOutput], such as
-            [`VarianceCovariance`][seqjepa.loss.VarianceCovariance], for training without an EMA; None as in the paper.
+            [`VarianceCovariance`][seqjepa.VarianceCovariance] or [`SIGReg`][seqjepa.SIGReg], for training without an
+            EMA; None as in the paper.
 
     Shapes:
         prediction (B, D), target (B, D), z (B, T, D), mask (B, T) bool or None → loss (), terms () each.
@@ -216,3 +221,91 @@ class VarianceCovariance(nn.Module):
     def _over_ranks(self, local: Tensor) -> Tensor:
         """The sum over ranks in training; an evaluation may run on one rank while the others go on."""
         return all_reduce(local) if self.training else local
+
+
+class SIGReg(nn.Module):
+    """Keep the encoder's outputs normally distributed, as seen from random directions: LeJEPA's regulariser.
+
+    The N outputs of one time step are projected on a unit vector a. Their characteristic function
+    `φ_N(t) = mean_n exp(i t ⟨a, z_n⟩)` is that of a standard normal, `exp(−t²/2)`, just where they are normal with mean
+    0 and deviation 1, so the term is
+
+    `N ∫ |φ_N(t) − exp(−t²/2)|² exp(−t²/2) dt`, the mean over directions, then over time steps.
+
+    No output can then be constant, no two features be copies of one another, at any order, where
+    [`VarianceCovariance`][seqjepa.VarianceCovariance] looks at the second alone. Normal rows give about 1.06, however
+    many; N rows of zeros 0.41 N. Give it outputs that can be normal: an encoder that ends in a ReLU cannot, one that
+    ends in batch norm without weights can.
+
+    Directions are drawn anew at each call, from torch's own generator on the device of z: seed that, as
+    [`seed_step`][seqjepa.training.seed_step] does. In training mode the batch is that of all ranks, and so are rank 0's
+    directions: every rank has the loss of the whole batch, with a gradient that is right once it is averaged over
+    ranks, and all must call it. In eval mode the batch is this process's own.
+
+    Args:
+        weight: of the term beside a distance of weight 1, at least 0.
+        slices: how many directions, at least 1.
+        knots: of the trapezoid rule on [0, t_max], at least 2. The integrand is even: the other half is the same.
+        t_max: where the integral is cut off, above 0. Of rows that are all zero the defaults leave 1.6 % aside.
+
+    Shapes:
+        z (B, T, D), mask (B, T) bool or None → loss (), term `sigreg` (), detached and before its weight. Where the
+        mask is False a view does not count; a time step without views is left out of the mean. Computed in float32 or
+        wider.
+
+    Raises:
+        ValueError: settings out of range; other axes; a mask of another shape.
+        TypeError: z that is not floating point; a mask that is not bool.
+
+    Source:
+        Balestriero & LeCun 2025 (arXiv 2511.08544), after the test of Epps & Pulley 1983. LeWorldModel (arXiv
+        2603.19312) trains a world model by it, with weight 0.09 and an [`OnlineTarget`][seqjepa.OnlineTarget].
+
+    Examples:
+        >>> import torch
+        >>> normal, collapsed = torch.randn(512, 3, 16), torch.zeros(512, 3, 16)
+        >>> [round(SIGReg()(z).terms["sigreg"].item()) for z in (normal, collapsed)]
+        [1, 206]
+        >>> loss = SeqJEPALoss(regularizer=SIGReg(weight=0.1))
+    """
+
+    def __init__(self, weight: float = 0.1, slices: int = 256, knots: int = 17, t_max: float = 3.0) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"The weight must be at least 0; got {weight}.")
+        if slices < 1 or knots < 2:
+            raise ValueError(f"It takes 1 slice and 2 knots at least; got slices={slices} and knots={knots}.")
+        if not 0 < t_max < math.inf:
+            raise ValueError(f"t_max, where the integral is cut off, must be above 0 and finite; got {t_max}.")
+        self.weight, self.slices, self.knots, self.t_max = weight, slices, knots, t_max
+
+    def forward(self, z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None) -> LossOutput:
+        """The weighted term, and the term."""
+        check_axes("z", z, "B T D")
+        if mask is not None:
+            check_mask(mask, z)
+        x = z.to(torch.promote_types(z.dtype, torch.float32))
+        with autocast(x.device, enabled=False):  # of the cosine of a large number half precision knows nothing
+            counts = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
+            x = torch.where(counts[..., None] > 0, x, 0)  # NaN in the padding stays there
+            t = torch.linspace(0, self.t_max, self.knots, device=x.device, dtype=x.dtype)
+            angles = (x @ self._directions(x).T)[..., None] * t  # (B, T, slices, knots)
+            sums = torch.einsum("bt,pbtmk->ptmk", counts, torch.stack([angles.cos(), angles.sin()]))
+            n = counts.sum(0)
+            if self.training:  # an evaluation may run on one rank while the others go on
+                sums, n = all_reduce(sums), all_reduce(n)
+            normal = (-t.square() / 2).exp()
+            real, imaginary = sums / n.clamp(min=1)[:, None, None]
+            squared = (real - normal).square() + imaginary.square()  # (T, slices, knots)
+            weights = torch.full_like(t, 2 * self.t_max / (self.knots - 1))  # both halves of the integral
+            weights[[0, -1]] /= 2
+            by_step = n * (squared @ (weights * normal)).mean(-1)
+            term = by_step.sum() / (n > 0).sum().clamp(min=1)
+        return LossOutput(self.weight * term, {"sigreg": term.detach()})
+
+    def _directions(self, x: Tensor) -> Tensor:
+        """Unit vectors (slices, D): in training those of rank 0 on every rank."""
+        drawn = torch.randn(self.slices, x.shape[-1], device=x.device, dtype=x.dtype)
+        if self.training:
+            drawn = all_reduce(drawn * (rank() == 0))
+        return drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)

@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like, check_sequence
+from seqjepa._checks import check_axes, check_like, check_sequence, unwrap
 from seqjepa.actions import ActionEmbedder
 from seqjepa.aggregator import SequenceAggregator, last_view
+from seqjepa.causal import CausalAggregator
 from seqjepa.encoders import encode_views, feature_width, timm_encoder
 from seqjepa.hub import PretrainedModule
 from seqjepa.loss import SeqJEPALoss
 from seqjepa.predictor import ConditionedPredictor
-from seqjepa.target import EMATarget, Momentum, StopGradientTarget
+from seqjepa.target import EMATarget, Momentum, OnlineTarget, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput
 
 __all__ = ["SeqJEPA"]
@@ -38,7 +39,7 @@ class SeqJEPA(PretrainedModule):
         embedder: (B, T, A) → (B, T, E), with `embed_dim`.
         aggregator: tokens (B, T, D + E), mask (B, T) or None → (B, S).
         predictor: (B, S), (B, E) → (B, D).
-        target: view (B, …) → (B, D) without gradient, with `update(encoder)`; `EMATarget(encoder)` by default.
+        target: view (B, …) → (B, D), with `update(encoder)`; `EMATarget(encoder)` by default.
         loss: prediction, target, z, mask → loss and terms; the cosine distance by default.
 
     Raises:
@@ -84,7 +85,7 @@ class SeqJEPA(PretrainedModule):
         self.predictor = predictor
         self.target = EMATarget(encoder) if target is None else target
         self.loss = SeqJEPALoss() if loss is None else loss
-        if isinstance(target, StopGradientTarget):
+        if isinstance(target, StopGradientTarget | OnlineTarget):
             target.update(encoder)  # its encoder is this model's, whichever it was given
 
     @classmethod
@@ -270,27 +271,43 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: shapes or counts that do not fit.
         """
-        check_axes("z", z, "B T D")
-        check_axes("e", e, "B T E")
-        if e.shape[2] and e.device != z.device:
-            raise ValueError(
-                f"z and e must lie on one device; got {z.device} and {e.device}. Move one: e.to(z.device)."
-            )
-        if not e.shape[2]:
-            e = z.new_zeros(e.shape)  # no numbers: whatever dtype and device the actions had
-        elif torch.promote_types(e.dtype, z.dtype) != z.dtype:
-            check_like("e", e, z)  # half precision and float32 meet in the wider one; float64 must be meant
-        n, m = z.shape[1], e.shape[1]
-        if m != n - 1 or z.shape[0] != e.shape[0]:
-            raise ValueError(
-                f"{n} views have {n - 1} actions between them; got z of shape {tuple(z.shape)} and e of shape "
-                f"{tuple(e.shape)}. The action that leaves the last view goes to predict()."
-            )
-        slots = torch.cat([e, e.new_zeros(e.shape[0], 1, e.shape[2])], dim=1)  # (B, T, E)
-        if mask is not None:
-            leads_on = torch.arange(n, device=z.device) < last_view(mask, z)[:, None]
-            slots = torch.where(leads_on[..., None], slots, 0)
-        return self.aggregator(torch.cat([z, slots], dim=-1), mask)
+        return self.aggregator(_tokens(z, e, mask), mask)
+
+    def aggregate_prefixes(
+        self,
+        z: Float[Tensor, "B T D"],
+        e: Float[Tensor, "B steps E"],
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T S"]:
+        """The state of the first view, of the first two, and so on: [`aggregate`][seqjepa.SeqJEPA.aggregate] of each.
+
+        A [`CausalAggregator`][seqjepa.CausalAggregator] makes them in one pass; any other in T.
+
+        Args:
+            z: (B, T, D) encoded views.
+            e: (B, T−1, E) embedded actions between them.
+            mask: (B, T) bool, True where a view counts.
+
+        Returns:
+            (B, T, S): `[:, t - 1]` is the state of the first t views.
+
+        Raises:
+            ValueError: shapes or counts that do not fit.
+
+        Examples:
+            >>> import torch
+            >>> model = SeqJEPA.from_timm("resnet18", action_dim=4).eval()
+            >>> model.aggregate_prefixes(torch.randn(2, 5, 512), model.embed(torch.randn(2, 4, 4))).shape
+            torch.Size([2, 5, 640])
+        """
+        aggregator = unwrap(self.aggregator)
+        if isinstance(aggregator, CausalAggregator):
+            tokens = _tokens(z, e, mask)
+            last = torch.cat([tokens[..., : z.shape[2]], torch.zeros_like(tokens[..., z.shape[2] :])], dim=-1)
+            return aggregator.prefixes(tokens, last, mask)
+        ends = range(1, z.shape[1] + 1)
+        states = [self.aggregate(z[:, :t], e[:, : t - 1], None if mask is None else mask[:, :t]) for t in ends]
+        return torch.stack(states, dim=1)
 
     def predict(self, state: Float[Tensor, "B S"], e: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
         """Predict the representation of the view that an action leads to.
@@ -336,19 +353,87 @@ class SeqJEPA(PretrainedModule):
                 "future_actions must be (B, K, A) with K of at least 1 and the B and A of actions; got shape "
                 f"{tuple(future_actions.shape)} beside actions of shape {tuple(actions.shape)}."
             )
-        z = self.encode(views)
-        e = self.embed(torch.cat([actions, future_actions], dim=1))
-        observed = z.shape[1]
-        predictions = []
-        for t in range(observed - 1, observed - 1 + future_actions.shape[1]):
-            state = self.aggregate(z, e[:, :t])
-            predictions.append(self.predict(state, e[:, t]))
-            z = torch.cat([z, predictions[-1][:, None]], dim=1)
+        return self.imagine_from(self.encode(views), self.embed(actions), future_actions)
+
+    def imagine_from(
+        self,
+        z: Float[Tensor, "B T D"],
+        e: Float[Tensor, "B steps E"],
+        future_actions: Float[Tensor, "B K A"],
+    ) -> Float[Tensor, "B K D"]:
+        """[`imagine`][seqjepa.SeqJEPA.imagine] from views that are encoded already: many futures, one encoding.
+
+        A [`CausalAggregator`][seqjepa.CausalAggregator] reads each view once, the imagined too; any other reads the
+        whole sequence again at each step.
+
+        Args:
+            z: (B, T, D) encoded views, T ≥ 1.
+            e: (B, T−1, E) embedded actions between them.
+            future_actions: (B, K, A), K ≥ 1, from the last observed view on.
+
+        Returns:
+            (B, K, D): the representation after each future action.
+
+        Raises:
+            ValueError: shapes or counts that do not fit.
+
+        Examples:
+            >>> import torch
+            >>> model = SeqJEPA.from_timm("resnet18", action_dim=4).eval()
+            >>> z = model.encode(torch.rand(2, 1, 3, 32, 32))                # two sources, one view each
+            >>> futures = torch.randn(2 * 8, 3, 4)                          # eight futures of each, three actions long
+            >>> e = model.embed(torch.randn(2 * 8, 0, 4))                   # no actions yet
+            >>> model.imagine_from(z.repeat_interleave(8, 0), e, futures).shape
+            torch.Size([16, 3, 512])
+        """
+        check_axes("z", z, "B T D")
+        check_axes("future_actions", future_actions, "B K A")
+        if future_actions.shape[1] < 1 or future_actions.shape[0] != z.shape[0]:
+            raise ValueError(
+                "future_actions must be (B, K, A) with K of at least 1 and the B of z; got shape "
+                f"{tuple(future_actions.shape)} beside z of shape {tuple(z.shape)}."
+            )
+        ahead = self.embed(future_actions)
+        aggregator = unwrap(self.aggregator)
+        tokens, cache = _tokens(z, e), None
+        finished, last = tokens[:, :-1], tokens[:, -1]
+        predictions: list[Tensor] = []
+        for k in range(future_actions.shape[1]):
+            if isinstance(aggregator, CausalAggregator):
+                state, cache = aggregator.step(finished, last, cache)
+            else:
+                state = self.aggregate(z, e)
+            predictions.append(self.predict(state, ahead[:, k]))
+            z, e = torch.cat([z, predictions[-1][:, None]], dim=1), torch.cat([e, ahead[:, k : k + 1]], dim=1)
+            finished, last = _tokens(z[:, -2:], e[:, -1:]).unbind(1)
         return torch.stack(predictions, dim=1)
 
     def update_target(self) -> None:
         """Move the target encoder one step towards the encoder: call it after each optimiser step."""
         self.target.update(self.encoder)
+
+
+def _tokens(z: Tensor, e: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Views and the actions that leave them side by side, (B, T, D + E); the slot of a row's last view is zero."""
+    check_axes("z", z, "B T D")
+    check_axes("e", e, "B T E")
+    if e.shape[2] and e.device != z.device:
+        raise ValueError(f"z and e must lie on one device; got {z.device} and {e.device}. Move one: e.to(z.device).")
+    if not e.shape[2]:
+        e = z.new_zeros(e.shape)  # no numbers: whatever dtype and device the actions had
+    elif torch.promote_types(e.dtype, z.dtype) != z.dtype:
+        check_like("e", e, z)  # half precision and float32 meet in the wider one; float64 must be meant
+    n, m = z.shape[1], e.shape[1]
+    if m != n - 1 or z.shape[0] != e.shape[0]:
+        raise ValueError(
+            f"{n} views have {n - 1} actions between them; got z of shape {tuple(z.shape)} and e of shape "
+            f"{tuple(e.shape)}. The action that leaves the last view goes to predict()."
+        )
+    slots = torch.cat([e, e.new_zeros(e.shape[0], 1, e.shape[2])], dim=1)  # (B, T, E)
+    if mask is not None:
+        leads_on = torch.arange(n, device=z.device) < last_view(mask, z)[:, None]
+        slots = torch.where(leads_on[..., None], slots, 0)
+    return torch.cat([z, slots], dim=-1)
 
 
 def _take(sequence: Tensor, index: Tensor | None) -> Tensor:
@@ -384,7 +469,7 @@ def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Modu
             f"The predictor reads embedded actions {predictor.action_dim} wide; the embedder makes them {embed_dim} "
             f"wide. Build ConditionedPredictor(..., action_dim={embed_dim})."
         )
-    if isinstance(aggregator, SequenceAggregator):
+    if isinstance(aggregator, SequenceAggregator | CausalAggregator):
         if aggregator.dim != predictor.state_dim:
             raise ValueError(
                 f"The predictor reads states {predictor.state_dim} wide; the aggregator makes them {aggregator.dim} "
@@ -394,5 +479,5 @@ def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Modu
             raise ValueError(
                 f"A token is an encoder output ({predictor.dim}, what the predictor predicts) and an embedded action "
                 f"({embed_dim}): {predictor.dim + embed_dim} wide; the aggregator takes {aggregator.dim}. "
-                f"Build SequenceAggregator({predictor.dim + embed_dim})."
+                f"Build {type(aggregator).__name__}({predictor.dim + embed_dim})."
             )

@@ -1,4 +1,4 @@
-"""Target encoders: where the representation to be predicted comes from, without gradient."""
+"""Target encoders: where the representation to be predicted comes from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from seqjepa._shards import held, is_sharded, reshard, sharded_as
 from seqjepa.encoders import encode_views
 from seqjepa.functional import CosineSchedule
 
-__all__ = ["EMATarget", "StopGradientTarget"]
+__all__ = ["EMATarget", "OnlineTarget", "StopGradientTarget"]
 
 Momentum = float | Callable[[int], float]
 
@@ -191,7 +191,19 @@ class EMATarget(nn.Module):
         return super()._apply(keep_float32, recurse)
 
 
-class StopGradientTarget(nn.Module):
+class _TheEncoderItself(nn.Module):
+    """A target that is the online encoder: it shares its weights, and adds none to the model's."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self._encoder = (encoder,)  # a tuple hides it from the module tree: its weights belong to the model alone
+
+    def update(self, encoder: nn.Module) -> None:
+        """Nothing to average: only remember which encoder is the online one."""
+        self._encoder = (encoder,)
+
+
+class StopGradientTarget(_TheEncoderItself):
     """The online encoder itself, without gradient: for training without an EMA.
 
     It shares the encoder's weights and adds none to the state dict. In training mode the encoder's batch-norm
@@ -211,19 +223,40 @@ class StopGradientTarget(nn.Module):
         (False, [])
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self._encoder = (encoder,)  # a tuple hides it from the module tree: its weights belong to the model alone
-
     @torch.no_grad()
     def forward(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B D"]:
         """Encode one view of each source, without gradient."""
         with fresh_casts(views.device):
             return encode_views(self._encoder[0], views[:, None])[:, 0]
 
-    def update(self, encoder: nn.Module) -> None:
-        """Nothing to average: only remember which encoder is the online one."""
-        self._encoder = (encoder,)
+
+class OnlineTarget(_TheEncoderItself):
+    """The online encoder itself, with gradient: the encoder learns from both sides of the loss.
+
+    It shares the encoder's weights and adds none to the state dict. In training mode the encoder's batch-norm
+    statistics move once more per forward, for the predicted view. Nothing but a regulariser holds it back: without one
+    the shortest way to agree is to make every view the same vector. Give the loss a [`SIGReg`][seqjepa.SIGReg].
+
+    Args:
+        encoder: the online encoder.
+
+    Shapes:
+        views (B, …) → (B, D).
+
+    Source:
+        Maes et al. 2026 (arXiv 2603.19312), LeWorldModel; on invariance Balestriero & LeCun 2025 (arXiv 2511.08544).
+
+    Examples:
+        >>> import torch
+        >>> encoder = torch.nn.Linear(3, 2)
+        >>> target = OnlineTarget(encoder)
+        >>> target(torch.randn(5, 3)).requires_grad, list(target.parameters())
+        (True, [])
+    """
+
+    def forward(self, views: Float[Tensor, "B *image"]) -> Float[Tensor, "B D"]:
+        """Encode one view of each source."""
+        return encode_views(self._encoder[0], views[:, None])[:, 0]
 
 
 class _CopyActivations(TorchFunctionMode):

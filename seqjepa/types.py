@@ -75,7 +75,7 @@ class SeqJEPAOutput(NamedTuple):
     Attributes:
         loss: () scalar to call `.backward()` on.
         prediction: (B, D) predicted representation of the last view.
-        target: (B, D) target encoder's representation of the last view, without gradient.
+        target: (B, D) target encoder's representation of the last view, without gradient but for an `OnlineTarget`.
         state: (B, S) aggregate of the observed views: the invariant representation.
         z: (B, T, D) encoder outputs of the observed views: the equivariant representation.
         terms: the parts of the loss by name, () each, detached: for logging.

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from seqjepa import SeqJEPALoss, VarianceCovariance
+from seqjepa import SeqJEPALoss, SIGReg, VarianceCovariance
 from seqjepa.distributed import (
     all_reduce,
     awaited,
@@ -75,6 +75,18 @@ def regularised(mask: Tensor | None) -> Callable[[Tensor, Tensor, slice], Tensor
     return loss
 
 
+def sliced(mask: Tensor | None) -> Callable[[Tensor, Tensor, slice], Tensor]:
+    def loss(z: Tensor, x: Tensor, share: slice) -> Tensor:
+        part = SIGReg(2.0, slices=8)
+        if share == slice(0, 12):
+            torch.manual_seed(7)  # what rank 0 draws; rank 1 draws something else
+            return part.eval()(z, mask).loss
+        torch.manual_seed(7 + rank())
+        return part(z, None if mask is None else mask[share]).loss
+
+    return loss
+
+
 def contrastive(z: Tensor, x: Tensor, share: slice) -> Tensor:
     """Each row against all others, its own partner the row itself: equal on all ranks, since all rows are gathered."""
     y = z[:, 0] if share == slice(0, 12) else gather(z[:, 0])
@@ -95,12 +107,14 @@ def fail(error: Exception) -> None:
 def laws(me: int, world: int) -> None:
     assert (rank(), world_size()) == (me, world)
 
-    # VarianceCovariance: the loss and the gradient of the whole batch, masked or not, shared out evenly or not.
+    # The regularisers: the loss and the gradient of the whole batch, masked or not, shared out evenly or not.
     generator = torch.Generator().manual_seed(1)
     mask = (torch.rand(12, 3, generator=generator) < 0.6).index_fill(1, torch.tensor([0]), True)
     for uneven in (False, True):
         check_a_loss(regularised(None), me, uneven)
         check_a_loss(regularised(mask), me, uneven)
+        check_a_loss(sliced(None), me, uneven)
+        check_a_loss(sliced(mask), me, uneven)
         check_a_loss(contrastive, me, uneven)
 
     # Through DistributedDataParallel, together with the distance: a mean of equal shares.

@@ -137,6 +137,141 @@ def test_leading_axes_broadcast_and_an_empty_path_is_the_identity(group: Group) 
     torch.testing.assert_close(empty, group.identity().expand(8, group.dim))
 
 
+def local(group: Group, g: torch.Generator, dtype: torch.dtype, kind: str) -> Tensor:
+    """(N, local_dim) local coordinates, less than half way round: anywhere, a hair from 0, a hair from half way."""
+    if isinstance(group, Product):
+        return torch.cat([local(part, g, dtype, kind) for part in group.groups.values()], dim=-1)
+    v = torch.randn(N, group.local_dim, generator=g, dtype=dtype)
+    if kind == "small":
+        return v * 10.0 ** torch.randint(-9, -1, (N, 1), generator=g)
+    half = {Rotation3D: math.pi, Rotation2D: math.pi, Hue: 0.5}.get(type(group))
+    if half is None:
+        return v
+    unit = v / (v.norm(dim=-1, keepdim=True) if isinstance(group, Rotation3D) else v.abs())
+    return unit * half * (torch.rand(N, 1, generator=g, dtype=dtype) * 0.99 if kind == "random" else 1 - 2e-5)
+
+
+@law
+@kinds
+@dtypes
+@given(seed=st.integers(0, 2**31))
+def test_local_coordinates_are_a_chart_whose_lengths_are_distances(
+    group: Group, kind: str, dtype: torch.dtype, seed: int
+) -> None:
+    v = local(group, torch.Generator().manual_seed(seed), dtype, kind)
+    a, e = group.exp(v), group.identity(dtype=dtype)
+    assert v.shape == (N, group.local_dim)
+    assert (a.shape, a.dtype) == ((N, group.dim), dtype)
+    assert (group.log(a).shape, group.log(a).dtype) == (v.shape, dtype)
+    rtol, atol = (2e-5, 1e-6) if dtype == torch.float32 else (1e-9, 1e-12)
+    torch.testing.assert_close(group.log(a), v, rtol=rtol, atol=atol)  # log(exp(v)) = v
+    near(group, group.exp(group.log(a)), a)
+    near(group, group.exp(torch.zeros_like(v)), e.expand(N, -1))
+    torch.testing.assert_close(group.distance(a, e), torch.linalg.vector_norm(v, dim=-1), rtol=rtol, atol=atol)
+
+
+@law
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-9, 1e-3, 1.0, math.pi - 1e-4, math.pi])
+def test_local_coordinates_have_finite_gradients(group: Group, length: float) -> None:
+    v = torch.full((group.local_dim,), length / max(group.local_dim, 1) ** 0.5).requires_grad_()
+    a = group.exp(v)
+    through = torch.autograd.grad(group.log(a).sum() + a.sum() + group.distance(a, group.identity()), v)[0]
+    assert through.isfinite().all()
+    if isinstance(group, Rotation3D) and length < 0.1:  # to first order half the vector, and no more
+        jacobian = jacrev(group.exp)(v.detach())
+        torch.testing.assert_close(jacobian[:3], torch.eye(3) / 2, rtol=0, atol=1e-6)
+        torch.testing.assert_close(jacrev(lambda v: group.log(group.exp(v)))(v.detach()), torch.eye(3))
+
+
+@given(seed=st.integers(0, 2**31))
+def test_the_series_near_no_turn_meets_the_formula(seed: int) -> None:
+    """Values and gradients on either side of where the one takes over from the other, beside SciPy's."""
+    direction = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    lengths = torch.tensor([0.3e-3, 0.99e-3, 1.01e-3, 1.9e-3, 2.1e-3, 5e-3], dtype=torch.float64)
+    v = direction / direction.norm() * lengths[:, None]
+    q = Rotation3D().exp(v)
+    np.testing.assert_allclose(q.numpy(), Rotation.from_rotvec(v.numpy()).as_quat(), atol=1e-16, rtol=4e-16)
+    np.testing.assert_allclose(Rotation3D().log(q).numpy(), v.numpy(), rtol=1e-14)
+    for function, at in ((Rotation3D().exp, v), (Rotation3D().log, q)):
+        for row in at:
+            assert torch.autograd.gradcheck(function, row.clone().requires_grad_(), eps=1e-6, atol=1e-7)
+
+
+@kinds
+@dtypes
+@given(seed=st.integers(0, 2**31))
+def test_rotation_vectors_are_scipys(kind: str, dtype: torch.dtype, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q = quaternions(g, dtype, kind)
+    v = Rotation3D().log(q)
+    assert (v.norm(dim=-1) <= math.pi + 1e-5).all()
+    there = Rotation.from_rotvec(v.double().numpy()).inv() * Rotation.from_quat(q.double().numpy())
+    assert there.magnitude().max() < (1e-3 if dtype == torch.float32 else 1e-7)
+    far = torch.randn(N, 3, generator=g, dtype=dtype) * 5  # several turns
+    there = Rotation.from_rotvec(far.double().numpy()).inv() * Rotation.from_quat(
+        Rotation3D().exp(far).double().numpy()
+    )
+    assert there.magnitude().max() < (1e-3 if dtype == torch.float32 else 1e-7)
+
+
+def test_along_one_direction_local_coordinates_add() -> None:
+    g = torch.Generator().manual_seed(0)
+    for group in (Translation(3), Rotation2D(2), Hue(), Scale(2), Rotation3D()):
+        v = local(group, g, torch.float64, "random")
+        near(group, group.compose(group.exp(0.3 * v), group.exp(1.1 * v)), group.exp(1.4 * v))
+        near(group, group.exp(-v), group.inverse(group.exp(v)))
+
+
+def test_local_coordinates_of_a_product_are_those_of_its_parts() -> None:
+    assert EXAMPLE.local_dim == 1 + 3 + 1 + 1 + 4
+    assert EXAMPLE.local_columns("pose") == slice(1, 4)
+    assert EXAMPLE.local_columns("window") == slice(6, 10)
+    v = local(EXAMPLE, torch.Generator().manual_seed(0), torch.float64, "random")
+    parts = EXAMPLE.split(EXAMPLE.exp(v))
+    assert torch.equal(parts["pose"], Rotation3D().exp(v[:, 1:4]))
+    assert torch.equal(parts["window"][:, :4], v[:, 6:])
+    assert Product({"flip": Flip(), "hue": Hue()}).exp(torch.tensor([0.75])).tolist() == [0.0, -0.25]
+
+
+def test_a_group_without_local_coordinates_says_so() -> None:
+    class Coin(Flip):
+        local_dim, exp, log = Group.local_dim, Group.exp, Group.log
+
+    product = Product({"hue": Hue(), "coin": Coin()})
+    asked: list[Callable[[], object]] = [
+        lambda: Coin().local_dim, lambda: Coin().exp(torch.zeros(0)), lambda: Coin().log(torch.zeros(1)),
+        lambda: product.local_dim, lambda: product.exp(torch.zeros(1)), lambda: product.log(torch.zeros(2)),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(NotImplementedError, match=r"Coin has no local coordinates yet\. Give it local_dim, exp"):
+            ask()
+
+
+def test_bad_local_coordinates_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"v must hold the 3 numbers of Rotation3D's local coordinates .* \(4,\)"):
+        Rotation3D().exp(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"v must hold the 10 numbers of Product's local coordinates"):
+        EXAMPLE.exp(torch.zeros(12))
+    with pytest.raises(TypeError, match=r"v must be floating point; got torch.int64"):
+        Translation(2).exp(torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match="Quaternions must have length 1"):
+        Rotation3D().log(2 * UNIT)
+    with pytest.raises(ValueError, match=r"A flip has no local coordinates; .* must be 0; got 1 at \[1\]. Set it to 0"):
+        Crop().log(torch.tensor([[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]))
+    with pytest.raises(ValueError, match="A flip has no local coordinates"):
+        Flip().log(torch.ones(1))
+    with pytest.raises(ValueError, match="Unknown part 'colour'; this Product has 'turn', 'pose'"):
+        EXAMPLE.local_columns("colour")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@law
+def test_half_precision_local_coordinates_are_close_enough(group: Group, dtype: torch.dtype) -> None:
+    v = (local(group, torch.Generator().manual_seed(0), torch.float32, "random") * 0.5).to(dtype)
+    assert group.exp(v).dtype == group.log(group.exp(v)).dtype == dtype
+    torch.testing.assert_close(group.log(group.exp(v)), v, rtol=0.05, atol=0.02)
+
+
 @dtypes
 @given(seed=st.integers(0, 2**31))
 def test_circular_actions_are_canonical(dtype: torch.dtype, seed: int) -> None:
@@ -405,6 +540,9 @@ def operations(group: Group, t: Tensor) -> dict[str, tuple[Callable[..., Tensor]
         "inverse": (group.inverse, (a,)), "distance": (group.distance, (a, b)), "actions": (group.actions, (t,)),
         "path_composition": (group.path_composition, (group.actions(t),)),
     }  # fmt: skip
+    with torch.device("cpu"):
+        v = local(group, torch.Generator().manual_seed(1), t.dtype, "random")[: len(t)]
+    found |= {"exp": (group.exp, (v,)), "log": (group.log, (group.exp(v),))}
     if isinstance(group, Product):
         found["split and join"] = lambda x: group.join(group.split(x)), (a,)
         found["distances"] = lambda x, y: torch.stack(list(group.distances(x, y).values()), dim=-1), (a, b)

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from seqjepa import (
     ActionEmbedder,
+    CausalAggregator,
     CosineSchedule,
     EMATarget,
     NoActions,
+    OnlineTarget,
     RawActions,
     SeqJEPA,
     SeqJEPALoss,
     SequenceAggregator,
+    SIGReg,
     StopGradientTarget,
     VarianceCovariance,
 )
@@ -76,15 +79,25 @@ def variant(name: str) -> SeqJEPA:
             516, depth=1, heads=2, mlp_ratio=2, dropout=0.2, norm_first=True, positions=SinusoidalPositions(516)
         )
         return tiny_model(**base, aggregator=other)
+    if name == "causal":
+        causal = CausalAggregator(
+            516, depth=1, heads=2, mixing="none", window=5, rotary=100.0, mlp_ratio=2, dropout=0.2, norm_first=True
+        )
+        return tiny_model(**base, aggregator=causal)
     if name == "no-ema":
         loss = SeqJEPALoss(MSEDistance(), VarianceCovariance(2.0, 0.5, std=0.5, eps=1e-3))
         return tiny_model(**base, target=StopGradientTarget(encoder), loss=loss)
+    if name == "online":
+        loss = SeqJEPALoss(MSEDistance(), SIGReg(0.2, 32, knots=9, t_max=4.0))
+        return tiny_model(**base, target=OnlineTarget(encoder), loss=loss)
     if name == "ema":
         return tiny_model(**base, target=EMATarget(encoder, 0.5, buffers="ema"))
     return tiny_model(**base).to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", ["embedder", "raw", "ablation", "aggregator", "no-ema", "ema", "half"])
+@pytest.mark.parametrize(
+    "name", ["embedder", "raw", "ablation", "aggregator", "causal", "no-ema", "online", "ema", "half"]
+)
 def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) -> None:
     model = variant(name)
     model.save_pretrained(tmp_path)
@@ -93,7 +106,7 @@ def test_every_part_of_the_package_is_written_down(name: str, tmp_path: Path) ->
     for part in ("embedder", "aggregator", "predictor", "target", "loss"):
         assert type(getattr(loaded, part)) is type(getattr(model, part))
         assert repr(getattr(loaded, part)) == repr(getattr(model, part).eval())
-    if name == "no-ema":
+    if name in ("no-ema", "online"):
         assert torch.equal(loaded.target(torch.ones(1, 3, 32, 32)), loaded.encoder(torch.ones(1, 3, 32, 32)))
 
 

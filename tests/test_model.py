@@ -17,11 +17,13 @@ from seqjepa import (
     CosineSchedule,
     EMATarget,
     NoActions,
+    OnlineTarget,
     RawActions,
     SeqJEPA,
     SeqJEPALoss,
     SeqJEPAOutput,
     SequenceAggregator,
+    SIGReg,
     StopGradientTarget,
     VarianceCovariance,
     ViewSequence,
@@ -314,7 +316,7 @@ def test_channels_last_changes_no_number() -> None:
     assert_same_output(out, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", [EMATarget, StopGradientTarget])
+@pytest.mark.parametrize("target", [EMATarget, StopGradientTarget, OnlineTarget])
 def test_a_deep_copy_lives_its_own_life(target: Any) -> None:
     encoder = TinyEncoder()
     model = tiny_model(encoder=encoder, target=target(encoder)).eval()
@@ -327,7 +329,7 @@ def test_a_deep_copy_lives_its_own_life(target: Any) -> None:
     twin.update_target()
     assert_same_output(model(views, actions), before)
     torch.testing.assert_close(twin(views, actions).z, twin.encode(views[:, :-1]))
-    if target is StopGradientTarget:
+    if target is not EMATarget:
         assert torch.equal(twin(views, actions).target, twin.encoder(views[:, -1]))
 
 
@@ -345,7 +347,8 @@ class NoHostSync(TorchDispatchMode):
 def test_a_step_never_reads_a_value_back(masked: bool, buffers: Any) -> None:
     encoder = TinyEncoder()
     target = EMATarget(encoder, CosineSchedule(0.9, 1.0, 10), buffers=buffers)
-    model = tiny_model(encoder=encoder, target=target, loss=SeqJEPALoss(regularizer=VarianceCovariance()))
+    regularizer = VarianceCovariance() if buffers == "own" else SIGReg()
+    model = tiny_model(encoder=encoder, target=target, loss=SeqJEPALoss(regularizer=regularizer))
     views, actions = sequence()
     mask = torch.ones(4, 3, dtype=torch.bool) if masked else None
     with NoHostSync():
@@ -356,13 +359,14 @@ def test_a_step_never_reads_a_value_back(masked: bool, buffers: Any) -> None:
         torch.ones(1).item()
 
 
+@pytest.mark.parametrize("regularizer", [VarianceCovariance, SIGReg])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_step_runs_on_a_device_without_values(masked: bool) -> None:
+def test_a_step_runs_on_a_device_without_values(masked: bool, regularizer: Any) -> None:
     """The meta device stands in for a GPU that must not be waited for: whatever needs a value fails there."""
     with torch.device("meta"):
         encoder = TinyEncoder()
         target = EMATarget(encoder, CosineSchedule(0.9, 1.0, 10))
-        model = tiny_model(encoder=encoder, target=target, loss=SeqJEPALoss(regularizer=VarianceCovariance()))
+        model = tiny_model(encoder=encoder, target=target, loss=SeqJEPALoss(regularizer=regularizer()))
         views, actions = torch.rand(4, 4, 3, 8, 8), torch.rand(4, 3, 3)
         mask = torch.ones(4, 3, dtype=torch.bool) if masked else None
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -393,6 +397,22 @@ def test_a_half_precision_encoder_works_under_float32_heads(half: torch.dtype, e
     out.loss.backward()
     assert out.prediction.dtype == torch.float32
     assert all(p.grad is not None for p in model.encoder.parameters())
+
+
+def test_with_an_online_target_the_encoder_learns_from_both_sides() -> None:
+    model = tiny_model(target=OnlineTarget(encoder := TinyEncoder()), encoder=encoder).eval()
+    views, actions = sequence()
+    views.requires_grad_()
+    out = model(views, actions)
+    assert torch.equal(out.target, model.encoder(views[:, -1]))
+    expected = torch.autograd.grad(cosine_distance(out.prediction, out.target).mean(), list(encoder.parameters()))
+    out = model(views, actions)
+    out.loss.backward()
+    torch.testing.assert_close([p.grad for p in encoder.parameters()], list(expected))
+    assert views.grad is not None
+    assert views.grad[:, -1].any()
+    model.update_target()
+    assert sum(name.startswith("target.") for name in model.state_dict()) == 0
 
 
 @pytest.mark.parametrize("onlooker", ["target", "attention", "width", "evaluation"])

@@ -189,11 +189,14 @@ def methods(me: int, world: int) -> None:
         expected = {
             "encode": z, "embed": e, "aggregate": state, "predict": alone.predict(state, e[:, 2]),
             "imagine": alone.imagine(views[:, :3], actions[:, :2], future), "target": alone.target(views[:, 3]),
+            "imagine_from": alone.imagine_from(z[:, :3], e[:, :2], future),
+            "aggregate_prefixes": alone.aggregate_prefixes(z[:, :3], e[:, :2]),
         }  # fmt: skip
     given = {
         "encode": mine[:1], "embed": mine[1:], "aggregate": (z[share, :3], e[share, :2]),
         "predict": (state[share], e[share, 2]), "imagine": (mine[0][:, :3], mine[1][:, :2], future[share]),
-        "target": (mine[0][:, 3],),
+        "target": (mine[0][:, 3],), "imagine_from": (z[share, :3], e[share, :2], future[share]),
+        "aggregate_prefixes": (z[share, :3], e[share, :2]),
     }  # fmt: skip
     for shard in (encoder_alone, everything, everything_in_parts, everything_that_is_sharded_again):
         for name, inputs in given.items():  # each the first that is called, and after the others

@@ -28,10 +28,12 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
             yield tiny_model(embedder=NoActions())
             yield tiny_model(embedder=RawActions(4), target=StopGradientTarget(encoder), encoder=encoder)
             embedding = torch.nn.Embedding(9, 12)
+            yield tiny_model(target=OnlineTarget(encoder), encoder=encoder, loss=SeqJEPALoss(regularizer=SIGReg()))
             yield tiny_model(norm="rms", aggregator=SequenceAggregator(12, heads=2, positions=embedding),
                              loss=SeqJEPALoss(loss.SmoothL1Distance(), VarianceCovariance()))
             yield tiny_model(loss=SeqJEPALoss(loss.MSEDistance()),
                              aggregator=SequenceAggregator(12, heads=2, positions=aggregator.SinusoidalPositions(12)))
+            yield tiny_model(aggregator=CausalAggregator(12, heads=2, window=2, rotary=10.0))
         for model in models():
             for t in (1, 3):
                 views, actions = sequence(observed=t)
@@ -39,7 +41,14 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
                     model(views, actions, mask).loss.backward()
                 model.update_target()
                 model.imagine(views[:, :t], actions[:, :t - 1], actions[:, t - 1:])
-                model.aggregator.attention(torch.randn(2, t, model.aggregator.dim))
+                z, e = model.encode(views), model.embed(actions)
+                model.aggregate_prefixes(z, e), model.aggregate_prefixes(z[:, :t], e[:, 1:], mask)
+                tokens = torch.randn(2, t, model.aggregator.dim)
+                if isinstance(model.aggregator, CausalAggregator):
+                    _, cache = model.aggregator.step(tokens, tokens[:, 0], None)
+                    model.aggregator.step(tokens[:, 0], tokens[:, 0], cache, torch.tensor([True, False]))
+                else:
+                    model.aggregator.attention(tokens)
         ViewSequence(*sequence())
         functional.cosine_distance(torch.randn(3), torch.randn(3))
         assert encoders.feature_width(TinyEncoder(), (3, 8, 8)) == 8
@@ -71,6 +80,7 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
             a = sequence.actions
             path, e = group.path_composition(a), group.identity()
             group.compose(path, group.inverse(path)), group.distance(path, e), group.describe(path[0])
+            group.log(group.exp(torch.zeros(2, 3, group.local_dim)))
         q = Rotation3D.random(5, generator=g)
         Rotation3D.from_6d(Rotation3D.to_6d(q)), Rotation3D.from_matrix(Rotation3D.to_matrix(q))
         turned = sequences[2]._replace(labels=labels)

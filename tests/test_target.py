@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from seqjepa import CosineSchedule, EMATarget, SeqJEPA, StopGradientTarget
+from seqjepa import CosineSchedule, EMATarget, OnlineTarget, SeqJEPA, StopGradientTarget
 from tests.builders import TinyEncoder, randomise
 
 
@@ -462,6 +462,24 @@ def test_the_stop_gradient_target_is_the_encoder_without_gradient() -> None:
     assert not list(target.modules())[1:]
     other = TinyEncoder()
     target.update(other)
+    torch.testing.assert_close(target(views), other(views))
+
+
+def test_the_online_target_is_the_encoder_with_its_gradient() -> None:
+    encoder = TinyEncoder()
+    target = OnlineTarget(encoder)
+    views = torch.rand(4, 3, 8, 8)
+    weights = list(encoder.parameters())
+    mixed = torch.randn(4, 8)
+    got = torch.autograd.grad((target(views) * mixed).sum(), weights)
+    expected = torch.autograd.grad((encoder(views) * mixed).sum(), weights)
+    torch.testing.assert_close(got, expected)
+    assert encoder.bn1.num_batches_tracked == 2
+    assert not target.state_dict()
+    assert not list(target.modules())[1:]
+    before = [weight.clone() for weight in weights]
+    target.update(other := TinyEncoder())
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
     torch.testing.assert_close(target(views), other(views))
 
 

@@ -11,7 +11,8 @@
 | [`Crop`][seqjepa.groups.Crop] | y, x, height, width, flip | where the next lies as seen from this one | mixed |
 | [`Product`][seqjepa.groups.Product] | those of its parts | those of its parts, by name | mixed, or by name |
 
-All obey the laws of [`Group`][seqjepa.groups.Group]; write your own by its four operations.
+All obey the laws of [`Group`][seqjepa.groups.Group], and all have local coordinates: a rotation of space the rotation
+vector, a window its shift and logarithms, a flip none, the others their numbers. Write your own by its operations.
 """
 
 from seqjepa.groups.base import Group

@@ -23,12 +23,20 @@ class Group(ABC):
     - `compose` is associative, `compose(a, inverse(a)) = identity()`;
     - `distance(a, b) = 0` just where a and b are the same action.
 
+    Local coordinates v, of which there are `local_dim`, are plain numbers for what searches, adds noise or regresses:
+    all of them are actions, `exp(v)`, and small ones are small actions.
+
+    - `log(exp(v)) = v` for v up to half way round, on a line everywhere;
+    - `exp(0) = identity()`, `exp(log(a)) = a`;
+    - `distance(exp(v), identity()) = |v|`, in the units of the distance, up to half way round.
+
     Operations are tensor code for any device, differentiable, and run under `torch.func.vmap` and inside a graph.
     Shapes are always checked. Values that have rules, such as lengths of quaternions, are read on the CPU alone: on a
     GPU that would make the host wait. There, and under `vmap` and inside a graph, what breaks a rule gives what the
     formula makes of it.
 
-    A group of your own subclasses this and defines the abstract methods and `dim`.
+    A group of your own subclasses this and defines the abstract methods and `dim`; `local_dim`, `exp` and `log` where
+    something asks for local coordinates.
 
     Examples:
         >>> import torch
@@ -39,6 +47,8 @@ class Group(ABC):
         tensor([2., 2., 2.])
         >>> group.path_composition(group.actions(angles))                      # from the first view to the last
         tensor([-0.2832])
+        >>> group.exp(torch.tensor([1.5 * torch.pi]))                          # three quarters on is a quarter back
+        tensor([-1.5708])
     """
 
     @property
@@ -76,6 +86,19 @@ class Group(ABC):
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """One action in words and plain units, for a picture's caption."""
 
+    @property
+    def local_dim(self) -> int:
+        """Numbers in the local coordinates of an action: as many as there are ways to go."""
+        raise self._no_coordinates()
+
+    def exp(self, v: Float[Tensor, "*B n"]) -> Float[Tensor, "*B A"]:
+        """The action of local coordinates, (…, n) → (…, A)."""
+        raise self._no_coordinates()
+
+    def log(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B n"]:
+        """The local coordinates of an action, the shortest where several lead to it, (…, A) → (…, n)."""
+        raise self._no_coordinates()
+
     def actions(self, parameters: Float[Tensor, "*B views A"]) -> Float[Tensor, "*B T A"]:
         """The actions between consecutive views, (…, T+1, A) → (…, T, A)."""
         self._check(parameters=parameters)
@@ -97,6 +120,15 @@ class Group(ABC):
 
     def _check(self, **elements: Tensor) -> None:
         check_elements(type(self).__name__, self.dim, **elements)
+
+    def _check_local(self, v: Tensor) -> None:
+        check_elements(f"{type(self).__name__}'s local coordinates", self.local_dim, v=v)
+
+    def _no_coordinates(self) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__} has no local coordinates yet. Give it local_dim, exp and log: from plain numbers "
+            "to actions and back."
+        )
 
     def _check_one(self, a: Tensor) -> None:
         self._check(a=a)

@@ -16,11 +16,14 @@ __all__ = ["Crop", "Flip"]
 class Flip(FixedGroup):
     """Mirrored or not: an action is 1 where that changes, `t0 ⊕ t1`.
 
+    There are no small flips, so it has no local coordinates, 0 of them: what searches those of a `Product` with this
+    part leaves it at the identity.
+
     Shapes:
         parameters and actions (…, 1), 0 or 1 in floating point. Distances (…), 0 or 1.
 
     Raises:
-        ValueError: another last axis.
+        ValueError: another last axis; the logarithm of a flip.
         TypeError: not a floating-point tensor.
 
     Examples:
@@ -62,6 +65,22 @@ class Flip(FixedGroup):
         """1 where one flips and the other does not."""
         return self.relative(a, b).squeeze(-1)
 
+    @property
+    def local_dim(self) -> int:
+        """None."""
+        return 0
+
+    def exp(self, v: Float[Tensor, "*B n"]) -> Float[Tensor, "*B A"]:
+        """No change, whatever the no numbers are."""
+        self._check_local(v)
+        return v.sum(dim=-1, keepdim=True)  # of no numbers: zero, with a gradient to hand back
+
+    def log(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B n"]:
+        """No numbers, (…, 0)."""
+        self._check(a=a)
+        _check_unflipped(a)
+        return a[..., :0]
+
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Whether it flips."""
         self._check_one(a)
@@ -79,11 +98,13 @@ class Crop(FixedGroup):
     the shift in sides of the current window, down and to the right *as the current view shows it*, which is all that an
     encoder of that view can know. Actions do not depend on the unit, nor on where in the image the path began.
 
+    Local coordinates are the first four of these numbers: shift and logarithms. A flip has none.
+
     Shapes:
         windows and actions (…, 5). Distances (…): Euclidean, of shifts in windows, logarithms and flips alike.
 
     Raises:
-        ValueError: another last axis; a side of 0 or less.
+        ValueError: another last axis; a side of 0 or less; the logarithm of an action that flips.
         TypeError: not a floating-point tensor.
 
     Examples:
@@ -139,6 +160,22 @@ class Crop(FixedGroup):
         self._check(a=a, b=b)
         return torch.linalg.vector_norm(a - b, dim=-1)
 
+    @property
+    def local_dim(self) -> int:
+        """Four."""
+        return 4
+
+    def exp(self, v: Float[Tensor, "*B n"]) -> Float[Tensor, "*B A"]:
+        """Shift and logarithms as they are, no flip."""
+        self._check_local(v)
+        return torch.cat([v, torch.zeros_like(v[..., :1])], dim=-1)
+
+    def log(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B n"]:
+        """Shift and logarithms."""
+        self._check(a=a)
+        _check_unflipped(a)
+        return a[..., :4]
+
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Shift in windows, sizes as ratios."""
         self._check_one(a)
@@ -151,6 +188,14 @@ class Crop(FixedGroup):
         for name, window in windows.items():
             sides = window[..., 2:4]
             check_values(sides > 0, sides, f"The sides of a window must be above 0 in {name}", "Drop empty crops.")
+
+
+def _check_unflipped(a: Tensor) -> None:
+    """Raise where an action is known to flip: no path of small actions leads there."""
+    flip = a[..., -1]
+    check_values(
+        flip.abs() < 0.5, flip, "A flip has no local coordinates; the last number of a must be 0", "Set it to 0 first."
+    )
 
 
 def _mirror(element: Tensor) -> Tensor:

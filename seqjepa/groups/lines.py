@@ -57,6 +57,21 @@ class _Additive(FixedGroup):
         self._check(a=a, b=b)
         return torch.linalg.vector_norm(self._canonical(a - b), dim=-1)
 
+    @property
+    def local_dim(self) -> int:
+        """As many as `dim`."""
+        return self.dim
+
+    def exp(self, v: Float[Tensor, "*B n"]) -> Float[Tensor, "*B A"]:
+        """The numbers themselves, wrapped on a circle."""
+        self._check_local(v)
+        return self._canonical(v)
+
+    def log(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B n"]:
+        """The numbers themselves, wrapped on a circle."""
+        self._check(a=a)
+        return self._canonical(a)
+
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """The numbers, signed."""
         self._check_one(a)

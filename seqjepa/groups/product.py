@@ -63,16 +63,18 @@ class Product(FixedGroup):
         """The sum of the parts' dim."""
         return sum(group.dim for group in self.groups.values())
 
+    @property
+    def local_dim(self) -> int:
+        """The sum of the parts' local_dim."""
+        return sum(group.local_dim for group in self.groups.values())
+
     def columns(self, name: str) -> slice:
         """Which numbers of an action are this part's."""
-        if name not in self.groups:
-            raise ValueError(f"Unknown part {name!r}; this Product has {', '.join(map(repr, self.groups))}.")
-        start = 0
-        for part, group in self.groups.items():
-            if part == name:
-                break
-            start += group.dim
-        return slice(start, start + self.groups[name].dim)
+        return self._columns(name, "dim")
+
+    def local_columns(self, name: str) -> slice:
+        """Which local coordinates are this part's."""
+        return self._columns(name, "local_dim")
 
     def split(self, element: Float[Tensor, "*#B A"]) -> dict[str, Tensor]:
         """Actions or parameters by part."""
@@ -112,6 +114,16 @@ class Product(FixedGroup):
         """Part by part."""
         return self._by_part("inverse", a)
 
+    def exp(self, v: Float[Tensor, "*B n"]) -> Float[Tensor, "*B A"]:
+        """Part by part."""
+        self._check_local(v)
+        return self.join({name: group.exp(v[..., self.local_columns(name)]) for name, group in self.groups.items()})
+
+    def log(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B n"]:
+        """Part by part."""
+        parts = self.split(a)
+        return torch.cat([group.log(parts[name]) for name, group in self.groups.items()], dim=-1)
+
     def distances(self, a: Float[Tensor, "*#B A"], b: Float[Tensor, "*#B A"]) -> dict[str, Tensor]:
         """The distance of each part, (…), in the part's own units."""
         first, second = self.split(a), self.split(b)
@@ -126,6 +138,16 @@ class Product(FixedGroup):
         self._check_one(a)
         parts = self.split(a)
         return "; ".join(f"{name} {group.describe(parts[name])}" for name, group in self.groups.items())
+
+    def _columns(self, name: str, size: str) -> slice:
+        if name not in self.groups:
+            raise ValueError(f"Unknown part {name!r}; this Product has {', '.join(map(repr, self.groups))}.")
+        start = 0
+        for part, group in self.groups.items():
+            if part == name:
+                break
+            start += getattr(group, size)
+        return slice(start, start + getattr(self.groups[name], size))
 
     def _by_part(self, operation: str, *elements: Tensor) -> Tensor:
         split = [self.split(element) for element in elements]

@@ -20,8 +20,11 @@ class Rotation3D(FixedGroup):
     of x, y, z that is not zero is positive. Parameters may come with either sign. Results have unit length, however
     long a path they compose.
 
+    Local coordinates are the rotation vector: its direction is the axis, its length the angle in radians.
+
     Shapes:
-        parameters and actions (…, 4). Distances (…): the angle of the rotation between the two, radians in [0, π].
+        parameters and actions (…, 4); local coordinates (…, 3). Distances (…): the angle of the rotation between the
+        two, radians in [0, π].
 
     Raises:
         ValueError: another last axis; quaternions whose length is not 1 (within 1e-3, in half precision 2e-2).
@@ -41,6 +44,8 @@ class Rotation3D(FixedGroup):
         tensor(0.3000)
         >>> group.describe(q)
         '17° about (+0.0, +0.0, +1.0)'
+        >>> group.log(q)                                              # axis times angle
+        tensor([0.0000, 0.0000, 0.3000])
     """
 
     @property
@@ -81,6 +86,31 @@ class Rotation3D(FixedGroup):
         _check_unit(a=a, b=b)
         q = multiply(conjugate(a), b)
         return 2 * torch.atan2(torch.linalg.vector_norm(q[..., :3], dim=-1), q[..., 3].abs())
+
+    @property
+    def local_dim(self) -> int:
+        """Three."""
+        return 3
+
+    def exp(self, v: Float[Tensor, "*B n"]) -> Float[Tensor, "*B A"]:
+        """The rotation about v by |v| radians: `(v/|v| sin(|v|/2), cos(|v|/2))`."""
+        self._check_local(v)
+        squared = v.square().sum(dim=-1, keepdim=True)
+        angle, small = _root(squared)
+        over_angle = torch.where(small, 0.5 - squared / 48, (angle / 2).sin() / angle)
+        w = torch.where(small, 1 - squared / 8 + squared.square() / 384, (angle / 2).cos())
+        return canonical(torch.cat([v * over_angle, w], dim=-1))
+
+    def log(self, a: Float[Tensor, "*B A"]) -> Float[Tensor, "*B n"]:
+        """The rotation vector, at most π long."""
+        _check_unit(a=a)
+        q = canonical(a)
+        xyz, w = q[..., :3], q[..., 3:]
+        squared = xyz.square().sum(dim=-1, keepdim=True)
+        sine, small = _root(squared)
+        tangent = squared / w.square().clamp(min=0.5)  # the square of the tangent where that is small
+        series = (1 - tangent / 3 + tangent.square() / 5) / w.clamp(min=0.5)
+        return 2 * xyz * torch.where(small, series, torch.atan2(sine, w) / sine)
 
     def describe(self, a: Float[Tensor, "A"]) -> str:
         """Angle in degrees, and the axis."""
@@ -227,6 +257,15 @@ def _check_unit(**quaternions: Tensor) -> None:
             f"Quaternions must have length 1 (within {tolerance:g}) in {name}",
             f"Divide by the length: {name} / {name}.norm(dim=-1, keepdim=True).",
         )
+
+
+def _root(squared: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of a squared length, and where that is so small that a series is exact: there 1, for a finite gradient.
+
+    Below 1e-3 the terms that a series of three leaves out are smaller than what float64 can tell.
+    """
+    small = squared < 1e-6
+    return torch.where(small, 1.0, squared).sqrt(), small
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -12,16 +12,16 @@ from torch import nn
 __all__ = ["register_forward_methods"]
 
 Module = TypeVar("Module", bound=nn.Module)
-METHODS = ("encode", "embed", "aggregate", "predict", "imagine")
+METHODS = ("encode", "embed", "aggregate", "aggregate_prefixes", "predict", "imagine", "imagine_from")
 
 
 def register_forward_methods(model: Module) -> Module:
-    """Let the methods of a sharded model be called: `encode`, `embed`, `aggregate`, `predict`, `imagine`, its target.
+    """Let the methods of a sharded model be called: `encode`, `embed`, `aggregate`, `predict`, `imagine` and the rest.
 
-    `fully_shard` gathers a module's weights when the module itself is called; its other methods would find shards.
-    After this they gather as a call does, once for the outermost: `imagine` and the model's own forward pass, which
-    call the others, gather no more than before. A gathering is a collective: call the same methods on all ranks. A
-    model that is not sharded, or only in its parts, which gather by themselves, stays as it is.
+    `fully_shard` gathers a module's weights when the module itself is called; its other methods and its target would
+    find shards. After this they gather as a call does, once for the outermost: `imagine` and the model's own forward
+    pass, which call the others, gather no more than before. A gathering is a collective: call the same methods on all
+    ranks. A model that is not sharded, or only in its parts, which gather by themselves, stays as it is.
 
     Args:
         model: right after `fully_shard(model)`. A second call changes nothing.
