@@ -36,12 +36,21 @@ from tqdm import tqdm
 
 from seqjepa import NoActions, SeqJEPA, ViewSequence
 from seqjepa.data import RenderedObjects
-from seqjepa.evaluation import Features, aggregate_states, extract, state_transformation_r2, top1, transformation_r2
+from seqjepa.evaluation import (
+    Features,
+    aggregate_states,
+    extract,
+    regression_r2,
+    state_transformation_r2,
+    top1,
+    transformation_r2,
+)
 from seqjepa.groups import Rotation3D
 from seqjepa.presets import get_preset
 
 OBSERVED = 3  # views the model reads before it predicts the next, in both presets
 MEASURED = 10  # views of a sequence to measure on: two states of five share none
+DRAWN = 1500  # sequences in a picture
 MOST = math.pi / 4  # of each Euler angle in the small preset: the paper's π/2 takes more steps than ten minutes hold
 PAPER = get_preset("3diebench-rotation")
 NAMES = {True: "with actions", False: "without actions"}
@@ -145,10 +154,8 @@ def features(model: SeqJEPA, source: Source, count: int, draws: int, seed: int) 
     return extract(model, (source.sample(part, num_views=MEASURED, generator=generator) for part in parts))
 
 
-def measure(model: SeqJEPA, source: Source, held_out: Source, settings: Settings, seed: int) -> dict[str, float]:
+def measure(model: SeqJEPA, fit: Features, test: Features, seed: int) -> dict[str, float]:
     """The rows of the table: probes learn on the training objects and are scored on the held-out ones."""
-    fit = features(model, source, settings.probed, 2, seed + 1)
-    test = features(model, held_out, settings.held_out, 4, seed + 2)
     accuracy = top1(model, fit, test, num_views=(1, 3, 5), seed=seed)
     table = {"accuracy %, z": 100 * accuracy.z.accuracy}
     table |= {f"accuracy %, state {m}": 100 * state.accuracy for m, state in accuracy.states.items()}
@@ -179,34 +186,48 @@ def draw_views(figure: SubFigure, source: Source, objects: RenderedObjects) -> N
             axis.set_xlabel(f"{turn}  →", fontsize=7)
 
 
-def draw_planes(figure: SubFigure, model: SeqJEPA, held_out: Source, objects: RenderedObjects, draws: int = 6) -> None:
-    """Colours by class in the plane of all, by pose of the last view in the plane of an object's own variation."""
-    count = min(320, len(objects))
-    known = features(model, held_out, count, draws, seed=0)
-    assert known.elements is not None
-    facing = -Rotation3D.to_matrix(known.elements[:, 4])[:, 0, 1].cpu().numpy()  # x of the turned front (0, −1, 0)
-    labels = objects.labels[:count].repeat(draws).cpu().numpy()
-    grid = figure.subplots(2, 2, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
-    rows = known.z[:, 4], aggregate_states(model, known, 5)
-    for axes, x, name in zip(grid, rows, ("z of a view", "state of five"), strict=True):
-        own = x - x.unflatten(0, (draws, count)).mean(dim=0).repeat(draws, 1)
-        across, within = (PCA(2).fit_transform(part.cpu().numpy()) for part in (x, own))
+def draw_planes(figure: SubFigure, model: SeqJEPA, fit: Features, test: Features, objects: RenderedObjects) -> None:
+    """Left: the plane of all, colours by class. Right: where the view faces, as a probe reads it off."""
+    grid = figure.subplots(2, 2)
+    last = OBSERVED - 1
+    of_both = [
+        ("z of a view", [known.z[:, last] for known in (fit, test)]),
+        (f"state of {OBSERVED}", [aggregate_states(model, known, OBSERVED) for known in (fit, test)]),
+    ]
+    assert test.labels is not None
+    shown = torch.randperm(len(test.z), generator=torch.Generator().manual_seed(0))[:DRAWN].to(test.z.device)
+    for axes, (name, (x, tx)) in zip(grid, of_both, strict=True):
+        across = PCA(2).fit_transform(tx[shown].cpu().numpy())
+        labels = test.labels[shown].cpu().numpy()
         by_class = axes[0].scatter(*across.T, c=labels, cmap="tab20", vmin=-0.5, vmax=19.5, s=5, linewidths=0)
         bar = figure.colorbar(by_class, ax=axes[0], ticks=range(16), boundaries=np.arange(17) - 0.5)
         bar.ax.set_yticklabels(objects.class_names, fontsize=6)
-        by_pose = axes[1].scatter(*within.T, c=facing, cmap="coolwarm", vmin=-1, vmax=1, s=5, linewidths=0)
-        figure.colorbar(by_pose, ax=axes[1], ticks=[-1, 0, 1]).ax.set_yticklabels(["left", "", "right"], fontsize=6)
-        axes[0].set_title(f"{name}, by class")
-        axes[1].set_title("less its object's mean, by where it faces")
-    figure.suptitle("Held-out objects in the plane of two principal components")
+        axes[0].set(title=f"{name}, by class", frame_on=False, xticks=[], yticks=[])
+        probe = regression_r2(
+            x, facing(fit, last), tx, facing(test, last), hidden=(64, 64),
+            train_sources=fit.sources, test_sources=test.sources,
+        )  # fmt: skip
+        axes[1].scatter(facing(test, last)[shown].cpu(), probe.predictions[shown].cpu(), s=5, linewidths=0)
+        axes[1].plot([-1, 1], [-1, 1], ":", color="grey", linewidth=1)
+        axes[1].set(
+            title=f"where it faces, from the {name.split()[0]}: R² {probe.mean:.2f}", xlabel="left to right, true"
+        )
+        axes[1].set(ylabel="read off by a probe", xlim=(-0.8, 0.8), ylim=(-0.8, 0.8))
+    figure.suptitle("Held-out objects: two principal components, and a pose that a probe reads off")
 
 
-def draw(model: SeqJEPA, held_out: Source, objects: RenderedObjects, path: Path) -> None:
+def facing(known: Features, view: int) -> Tensor:
+    """How far to the right a view's object looks: x of its turned front (0, −1, 0)."""
+    assert known.elements is not None
+    return -Rotation3D.to_matrix(known.elements[:, view])[:, 0, 1]
+
+
+def draw(model: SeqJEPA, held_out: Source, objects: RenderedObjects, fit: Features, test: Features, path: Path) -> None:
     """Left: sequences of views. Right: z and state of held-out objects."""
     figure = Figure(figsize=(14, 7), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.66, 1])[0]
     draw_views(left, held_out, objects)
-    draw_planes(right, model, held_out, objects)
+    draw_planes(right, model, fit, test, objects)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"Figure saved as {path}")
@@ -253,9 +274,11 @@ def main() -> None:
         batch = partial(sample_batch, source, settings, torch.Generator().manual_seed(args.seed))
         model, recipe = settings.build(steps, with_actions)
         train(model, batch, steps, NAMES[with_actions], recipe)
-        columns[NAMES[with_actions]] = measure(model, source, held_out, settings, args.seed)
+        fit = features(model, source, settings.probed, 2, args.seed + 1)
+        test = features(model, held_out, settings.held_out, 4, args.seed + 2)
+        columns[NAMES[with_actions]] = measure(model, fit, test, args.seed)
         if with_actions:
-            draw(model, held_out, others, args.output / "objects3d.png")
+            draw(model, held_out, others, fit, test, args.output / "objects3d.png")
     report(columns)
 
 

@@ -1,6 +1,7 @@
 """Measures of a frozen representation: probes, retrieval, transformations, a scorecard, and a monitor for training."""
 
 from seqjepa.evaluation._fits import TransformationFit
+from seqjepa.evaluation._scores import Regression
 from seqjepa.evaluation.accuracy import Top1, observation_grid, top1
 from seqjepa.evaluation.collapse import (
     batch_norm_drift,
@@ -12,14 +13,14 @@ from seqjepa.evaluation.collapse import (
 )
 from seqjepa.evaluation.composition import CompositionError, composition_error
 from seqjepa.evaluation.draws import redraw
-from seqjepa.evaluation.features import Features, aggregate_states, extract
+from seqjepa.evaluation.features import Features, extract
 from seqjepa.evaluation.invariance import Invariance, invariance
 from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
 from seqjepa.evaluation.neighbours import knn_r2
 from seqjepa.evaluation.online import OnlineProbe
 from seqjepa.evaluation.paths import path_integration
 from seqjepa.evaluation.probes import Classification, knn_probe, linear_probe
-from seqjepa.evaluation.regression import Regression, RotationError, regression_r2, rotation_error
+from seqjepa.evaluation.regression import regression_r2
 from seqjepa.evaluation.retrieval import (
     PredictionRetrievalError,
     Retrieval,
@@ -29,8 +30,10 @@ from seqjepa.evaluation.retrieval import (
     prediction_retrieval_error,
     retrieval,
 )
+from seqjepa.evaluation.rotations import RotationError, rotation_error
 from seqjepa.evaluation.scorecard import Scorecard, evaluate
 from seqjepa.evaluation.shuffles import Sensitivity, sensitivity
+from seqjepa.evaluation.states import aggregate_states
 from seqjepa.evaluation.transformations import (
     TransformationR2,
     out_of_distribution,

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seqjepa.evaluation._fits import TransformationFit
 from seqjepa.evaluation._results import Results
 from seqjepa.evaluation.features import drawn_rows
-from seqjepa.groups import Product, Rotation3D
 
 __all__ = ["draw"]
 
-SHOWN = 600  # test sequences in the planes
+SHOWN = 600  # test sequences, or pairs, in a picture
 QUERIES = 4  # rows of neighbours
 NEIGHBOURS = 5
 
 
 def draw(card: Results) -> Any:
-    """Curves and the accuracy–R² plane on top, planes of z and state in the middle, neighbours below."""
+    """Curves and the accuracy–R² plane on top, planes and displacements in the middle, neighbours below."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -32,7 +33,7 @@ def draw(card: Results) -> Any:
     _accuracy(curves[0], card)
     _paths(curves[1], card)
     _plane(curves[2], card)
-    _planes(middle, card)
+    _middle(middle, card)
     _neighbours(bottom, card)
     return figure
 
@@ -126,45 +127,53 @@ def _project(x: Float[Tensor, "N D"]) -> tuple[Any, str]:
     return projected.numpy(), f"PCA, {100 * share:.0f} % of the variance"
 
 
-def _pose(card: Results) -> tuple[Tensor, str] | None:
-    """One number that says how the first view of each test source is posed."""
-    group, elements = card.test.group, card.test.elements
-    if group is None or elements is None:
-        return None
-    first = elements[drawn_rows(card.test, SHOWN, 0), 0]
-    if isinstance(group, Product):
-        name, part = next(iter(group.groups.items()))
-        first, group = first[:, group.columns(name)], part
-    if isinstance(group, Rotation3D):
-        from_upright = group.distance(first, group.identity(dtype=first.dtype, device=first.device))
-        return torch.rad2deg(from_upright).cpu(), "degrees from upright"
-    return first[:, 0].cpu(), "first parameter"
+def _middle(figure: Any, card: Results) -> None:
+    """Draw z and state in the plane, by class, and what probes read off them of the relative transformation."""
+    axes = figure.subplots(1, 4)
+    for axis, (name, x) in zip(axes[:2], (("z", card.test.z[:, 0]), ("state", card.states)), strict=True):
+        _by_class(axis, card, name, x)
+    m = min(card.from_states, default=None)
+    of_state = None if m is None else card.from_states[m].relative
+    _read_off(axes[2], card, "z", None if card.transformations is None else card.transformations.relative)
+    _read_off(axes[3], card, f"states of {m}", of_state)
 
 
-def _planes(figure: Any, card: Results) -> None:
-    """Draw z and state in the plane, by class and by pose."""
-    axes = figure.subplots(1, 4, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
-    pose, rows = _pose(card), drawn_rows(card.test, SHOWN, 0)
-    labels = None if card.test.labels is None else card.test.labels[rows].cpu()
-    for index, (name, x) in enumerate((("z", card.test.z[:, 0]), ("state", card.states))):
-        by_class, by_pose = axes[index], axes[2 + index]
-        if x is None:
-            for axis in (by_class, by_pose):
-                _absent(axis, f"no states: {card.skipped.get('states', '')}")
-            continue
-        points, how = _project(x[rows])
-        if labels is None:
-            _absent(by_class, "no labels")
-        else:
-            by_class.scatter(*points.T, c=labels.numpy() % 20, cmap="tab20", vmin=0, vmax=19, s=7, linewidths=0)
-            by_class.set_title(f"{name}, by class ({how})", fontsize=10)
-        if pose is None:
-            _absent(by_pose, "absolute parameters are not known")
-        else:
-            drawn = by_pose.scatter(*points.T, c=pose[0].numpy(), cmap="viridis", s=7, linewidths=0)
-            by_pose.set_title(f"{name}, by pose ({how})", fontsize=10)
-            if index == 1 or card.states is None:
-                figure.colorbar(drawn, ax=by_pose, label=pose[1])
+def _by_class(axis: Any, card: Results, name: str, x: Tensor | None) -> None:
+    if x is None or card.test.labels is None:
+        return _absent(axis, f"no states: {card.skipped.get('states', '')}" if x is None else "no labels")
+    rows = drawn_rows(card.test, SHOWN, 0)
+    points, how = _project(x[rows])
+    labels = card.test.labels[rows].cpu().numpy()
+    axis.scatter(*points.T, c=labels % 20, cmap="tab20", vmin=0, vmax=19, s=7, linewidths=0)
+    axis.set(frame_on=False, xticks=[], yticks=[])
+    axis.set_title(f"{name}, by class ({how})", fontsize=10)
+    return None
+
+
+def _read_off(axis: Any, card: Results, name: str, fit: TransformationFit | None) -> None:
+    """What the probe says of the displacement between two views against what it was: on the diagonal, or flat.
+
+    The output shown is the one that the probe of z explains best.
+    """
+    best = None if card.transformations is None else card.transformations.relative
+    if fit is None or best is None:
+        return _absent(
+            axis, f"displacements: {card.skipped.get('transformations', card.skipped.get('from_states', ''))}"
+        )
+    output = max((r2, k) for k, r2 in enumerate(best.per_output) if not math.isnan(r2))[1]
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    rows = torch.randperm(len(fit.predictions), generator=generator, device="cpu")[:SHOWN]
+    actual, predicted = (x[:, output].float().cpu()[rows].numpy() for x in (fit.actual, fit.predictions))
+    low, high = float(actual.min()), float(actual.max())
+    axis.plot([low, high], [low, high], color="grey", linestyle=":", linewidth=1)
+    axis.scatter(actual, predicted, s=7, linewidths=0, alpha=0.6, color="tab:orange" if name == "z" else "tab:blue")
+    margin = 0.05 * (high - low)
+    axis.set(
+        xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), xlabel=f"{fit.outputs[output]}, true"
+    )
+    axis.set_ylabel("read off by the probe")
+    axis.set_title(f"displacement from {name}, R² {fit.per_output[output]:.2f}", fontsize=10)
+    return None
 
 
 def _neighbours(figure: Any, card: Results) -> None:

@@ -15,11 +15,16 @@ from seqjepa.evaluation._coordinates import (
     rotation_columns,
     steady_coordinates,
 )
+from seqjepa.evaluation._regressors import Asked, Regressor, fit_regressors
+from seqjepa.evaluation._scores import Regression
 from seqjepa.evaluation.features import Features, same_group
-from seqjepa.evaluation.regression import Reading, Regression, regressions_r2, rotation_error
+from seqjepa.evaluation.rotations import rotation_error
 from seqjepa.groups import Group
 
-__all__ = ["HIDDEN", "Rows", "TransformationFit", "degrees_of", "group_of", "regress", "regress_each"]
+__all__ = [
+    "HIDDEN", "ActionRegressor", "Rows", "TransformationFit", "degrees_of", "fit_actions", "group_of", "regress",
+    "regress_all",
+]  # fmt: skip
 
 HIDDEN = (256, 256)
 
@@ -77,19 +82,40 @@ def group_of(features: Features, *others: Features) -> Group:
     return group
 
 
-def regress(group: Group, rows: Sequence[Rows], hidden: Sequence[int], seed: int) -> TransformationFit:
+@dataclass(frozen=True, eq=False)
+class ActionRegressor:
+    """A fitted regression of the coordinates of actions of a group."""
+
+    group: Group
+    regressor: Regressor
+
+    def read(self, rows: Rows) -> TransformationFit:
+        """R² on other rows."""
+        regression = self.regressor.read(_asked(self.group, rows))
+        return TransformationFit(**vars(regression), outputs=_names(self.group))
+
+
+def fit_actions(group: Group, rows: Sequence[Rows], hidden: Sequence[int], seed: int) -> list[ActionRegressor]:
+    """A regression of the coordinates of actions for each of these sets of rows; MLPs are fitted side by side."""
+    regressors = fit_regressors([_asked(group, one) for one in rows], hidden=hidden, seed=seed)
+    return [ActionRegressor(group, regressor) for regressor in regressors]
+
+
+def regress(group: Group, rows: tuple[Rows, Rows], hidden: Sequence[int], seed: int) -> TransformationFit:
     """Regress the coordinates of actions, from rows to fit to and rows to score."""
-    return regress_each(group, rows[0], rows[1:], hidden, seed)[0]
+    return regress_all(group, [rows], hidden, seed)[0]
 
 
-def regress_each(
-    group: Group, fit: Rows, scores: Sequence[Rows], hidden: Sequence[int], seed: int
+def regress_all(
+    group: Group, pairs: Sequence[tuple[Rows, Rows]], hidden: Sequence[int], seed: int
 ) -> list[TransformationFit]:
-    """One probe of the coordinates of actions, fitted to some rows and read on each of several sets of others."""
-    targets, *actual = (steady_coordinates(group, part.action) for part in (fit, *scores))
-    readings = [Reading(rows.x, y, rows.source) for rows, y in zip(scores, actual, strict=True)]
-    fits = regressions_r2(fit.x, targets, readings, hidden=hidden, train_sources=fit.source, seed=seed)
-    return [TransformationFit(**vars(regression), outputs=_names(group)) for regression in fits]
+    """For each pair, a regression that is fitted to its first rows and read on its second."""
+    fitted = fit_actions(group, [fit for fit, _ in pairs], hidden, seed)
+    return [one.read(score) for one, (_, score) in zip(fitted, pairs, strict=True)]
+
+
+def _asked(group: Group, rows: Rows) -> Asked:
+    return Asked(rows.x, steady_coordinates(group, rows.action), rows.source)
 
 
 def _names(group: Group) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seqjepa._checks import unwrap
 from seqjepa._modes import eval_mode
 
-__all__ = ["ROWS", "call", "evaluating", "modules_of", "to_weights", "unwrapped", "widened"]
+__all__ = ["ROWS", "Remembering", "call", "evaluating", "modules_of", "to_weights", "unwrapped", "widened"]
 
 PARTS = {"encode": "encoder", "embed": "embedder", "aggregate": "aggregator", "predict": "predictor"}
 ROWS = 4096  # sources or rows at a time where a batch size is not given
@@ -22,7 +22,34 @@ ROWS = 4096  # sources or rows at a time where a batch size is not given
 
 def unwrapped(model: Any) -> Any:
     """The model inside DistributedDataParallel, DataParallel and torch.compile, which hide its parts."""
+    model = model.model if isinstance(model, Remembering) else model
     return unwrap(model) if isinstance(model, nn.Module) else model
+
+
+class Remembering:
+    """A model whose states of some features are made once, whoever asks for them; all else of it is the model's.
+
+    Args:
+        model: out of its wrappers.
+        of: the features that are asked about again and again; states of others are not kept.
+    """
+
+    def __init__(self, model: Any, of: Sequence[object]) -> None:
+        self.model, self.of = model, list(of)
+        self.made: dict[tuple[int, object], Tensor] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """The model's own."""
+        return getattr(self.model, name)
+
+    def remembered(self, features: object, which: object, make: Callable[[], Tensor]) -> Tensor:
+        """What was made for these features, or is now."""
+        if all(features is not one for one in self.of):
+            return make()
+        key = id(features), which
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
 
 @contextmanager

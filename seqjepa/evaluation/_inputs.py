@@ -12,7 +12,7 @@ from seqjepa._checks import check_floating, check_tensor
 
 __all__ = [
     "Labels", "check_classes", "check_features", "check_integers", "check_labels", "check_rows", "check_same_device",
-    "check_sources",
+    "check_sources", "regression_inputs", "regression_rows",
 ]  # fmt: skip
 
 
@@ -108,3 +108,30 @@ def check_classes(train_labels: Int[Tensor, "N"], test_labels: Int[Tensor, "M"])
             f"Each class of the test set must occur in training; {len(unseen)} do not: {unseen[:8]}"
             f"{' …' if len(unseen) > 8 else ''}. Draw training rows of them, or leave them out of the test."
         )
+
+
+def regression_inputs(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features in one dtype and (N, K) targets, or an error."""
+    train, targets = regression_rows("train", train_x, train_y)
+    test, actual = regression_rows("test", test_x, test_y)
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"Training and test features must come from one encoder; got widths {train.shape[1]} and {test.shape[1]}."
+        )
+    if targets.shape[1] != actual.shape[1]:
+        raise ValueError(
+            f"Training and test targets must have one number of outputs; got {targets.shape[1]} and {actual.shape[1]}."
+        )
+    check_same_device(train_x=train, train_y=targets, test_x=test, test_y=actual)
+    return train, targets, test.to(train.dtype), actual
+
+
+def regression_rows(name: str, x: Tensor, y: Tensor) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N K"]]:
+    """Features, and targets with an axis of outputs, or an error that calls them by the name of their set."""
+    features = check_features(f"{name}_x", x)
+    targets = check_features(f"{name}_y", y[:, None] if isinstance(y, Tensor) and y.ndim == 1 else y, "N K")
+    check_rows(**{f"{name}_x": features, f"{name}_y": targets})
+    check_same_device(**{f"{name}_x": features, f"{name}_y": targets})
+    return features, targets

@@ -11,21 +11,19 @@ from torch import Tensor
 
 from seqjepa.evaluation._coordinates import rotation_columns
 from seqjepa.evaluation._fits import TransformationFit
+from seqjepa.evaluation._frozen import Remembering
 from seqjepa.evaluation._inputs import check_features
 from seqjepa.evaluation.accuracy import Top1, top1
 from seqjepa.evaluation.collapse import feature_deviation, lidar, mean_pairwise_cosine, rankme
 from seqjepa.evaluation.composition import composition_error
 from seqjepa.evaluation.draws import redraw
-from seqjepa.evaluation.features import Features, aggregate_states, occurrence
+from seqjepa.evaluation.features import Features, occurrence
 from seqjepa.evaluation.invariance import Invariance, invariance
 from seqjepa.evaluation.paths import LEVELS, MODEL_VARIANTS, path_integration
 from seqjepa.evaluation.retrieval import action_retrieval, prediction_retrieval_error
 from seqjepa.evaluation.shuffles import Sensitivity, sensitivity
-from seqjepa.evaluation.transformations import (
-    TransformationR2,
-    state_transformation_r2,
-    transformation_r2,
-)
+from seqjepa.evaluation.states import aggregate_states
+from seqjepa.evaluation.transformations import TransformationProbes, TransformationR2, state_transformation_r2
 
 __all__ = ["MEASURES", "Measuring"]
 
@@ -79,12 +77,12 @@ class Measuring:
         """Every measure, by its name on the card, and the state that the figure draws."""
         few = self.train.draw(self.max_sequences, seed=self.seed)
         others = self.test.draw(max(2, self.max_sequences // 2), seed=self.seed)
+        self.model = Remembering(self.model, of=(self.train, self.test, few, others))
         settings: dict[str, Any] = {"hidden": self.hidden, "seed": self.seed}
+        of_z = TransformationProbes(self.train, **settings)
         made: dict[str, Any] = {
             "top1": self._top1(),
-            "transformations": self._make(
-                "transformations", self.no_group, lambda: transformation_r2(self.train, self.test, **settings)
-            ),
+            "transformations": self._make("transformations", self.no_group, lambda: of_z.read(self.test)),
             "from_states": self._from_states(few, others, settings),
             "invariance": self._invariance(few, others, settings),
             "paths": self._paths(few, others, settings),
@@ -101,7 +99,7 @@ class Measuring:
         made["out_of_distribution"] = self._make(
             "out_of_distribution",
             self.no_group or outside,
-            lambda: None if ood is None else transformation_r2(self.train, ood(), **settings),
+            lambda: None if ood is None else of_z.read(ood()),
         )
         made["states"] = self._part("states", self.no_model, self._states)
         made["collapse"] = self._collapse(made["states"])
@@ -183,10 +181,9 @@ class Measuring:
         curves = self._make(
             "paths",
             reason,
-            lambda: {
-                **path_integration(self.model, few, others, variants=MODEL_VARIANTS, **settings),
-                **path_integration(self.model, few, others, variants=beside, num_views=some, **settings),
-            },
+            lambda: path_integration(
+                self.model, few, others, variants=(*MODEL_VARIANTS, *beside), num_views=some, **settings
+            ),
         )
         for variant, curve in (curves or {}).items():
             if not curve:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from seqjepa.evaluation._exact import IN_ORDER, ORDER_BLIND
 from seqjepa.evaluation._fits import TransformationFit
 from seqjepa.evaluation._results import Results
+from seqjepa.evaluation._scores import Regression
 from seqjepa.evaluation.probes import Classification
-from seqjepa.evaluation.regression import Regression
 from seqjepa.evaluation.transformations import TransformationR2
 
 __all__ = ["table", "won_by_untrained"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from seqjepa.evaluation.features import Features, aggregate_states
+from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.probes import Classification, knn_probe, linear_probe
+from seqjepa.evaluation.states import aggregate_states
 
 __all__ = ["Top1", "observation_grid", "top1"]
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from seqjepa.evaluation._fits import group_of
-from seqjepa.evaluation._frozen import call
+from seqjepa.evaluation._frozen import call, unwrapped
 from seqjepa.evaluation._others import distance_to_others
-from seqjepa.evaluation.features import Features, aggregate_states
+from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.retrieval import targets_of
+from seqjepa.evaluation.states import aggregate_states
 from seqjepa.functional import cosine_distance
 
 __all__ = ["CompositionError", "composition_error"]
@@ -71,7 +72,8 @@ def composition_error(model: Any, test: Features) -> CompositionError:
     group_of(test)
     if not getattr(model, "predicts_z", True):
         raise ValueError(
-            f"Two steps feed a prediction back as a view; those of {type(model).__name__} are not in the space of z."
+            f"Two steps feed a prediction back as a view; those of {type(unwrapped(model)).__name__} are not in the "
+            "space of z."
         )
     target, sources = targets_of(test), test.source_numbers
     if test.num_views < 3 or len(sources.unique()) < 2:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from seqjepa._checks import check_axes
 from seqjepa.evaluation._coordinates import are_elements, unit_rotations
-from seqjepa.evaluation._frozen import call, evaluating, modules_of, to_weights, unwrapped, widened
+from seqjepa.evaluation._frozen import evaluating, modules_of, to_weights, unwrapped, widened
 from seqjepa.evaluation._loaders import batches, check_given, check_sequence_sources
 from seqjepa.evaluation._ranks import Shares
 from seqjepa.groups import Group
 from seqjepa.groups.base import FixedGroup
 from seqjepa.types import ViewSequence
 
-__all__ = ["Features", "aggregate_states", "blank_views", "drawn_rows", "extract", "occurrence"]
+__all__ = ["Features", "drawn_rows", "extract", "occurrence", "same_group"]
 
 PICTURES = 64  # sources whose views are kept for the figure
 
@@ -364,47 +364,3 @@ def _with_elements_that_fit(features: Features) -> Features:
     if elements is None or group is None or are_elements(group, elements, features.actions):
         return features
     return replace(features, elements=None)  # actions are in sides of the image
-
-
-def aggregate_states(
-    model: Any,
-    features: Features,
-    num_views: int,
-    *,
-    z: Float[Tensor, "N V D"] | None = None,
-    e: Float[Tensor, "N T E"] | None = None,
-    start: int = 0,
-) -> Float[Tensor, "N S"]:
-    """The state of `num_views` views of each source, from the view `start` on.
-
-    Args:
-        model: anything with `aggregate`.
-        features: of [`extract`][seqjepa.evaluation.extract].
-        num_views: M, from 1 to the views there are.
-        z: instead of the features' own: blank or shuffled ones.
-        e: likewise.
-        start: the first view.
-
-    Examples:
-        >>> import torch
-        >>> from seqjepa import SeqJEPA, ViewSequence
-        >>> model = SeqJEPA.from_timm("resnet18", action_dim=2, cifar_stem=True)
-        >>> features = extract(model, ViewSequence(torch.rand(4, 3, 3, 32, 32), torch.randn(4, 2, 2)))
-        >>> aggregate_states(model, features, 2).shape
-        torch.Size([4, 640])
-    """
-    if not 1 <= num_views <= features.num_views - start:
-        raise ValueError(
-            f"num_views (M_val) must be from 1 to the {features.num_views - start} views that there are; got "
-            f"{num_views}. Make sequences of more views, or ask for fewer."
-        )
-    if features.e is None:
-        raise ValueError("A state needs a model with embed and aggregate; these are the features of an encoder alone.")
-    z, e = features.z if z is None else z, features.e if e is None else e
-    stop = start + num_views
-    return call(model, "aggregate", z[:, start:stop], e[:, start : stop - 1])
-
-
-def blank_views(features: Features, train: Features) -> Float[Tensor, "N V D"]:
-    """Views that show nothing: the mean view's z of the training sources."""
-    return train.z.mean(dim=(0, 1)).expand_as(features.z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqjepa.evaluation._coordinates import canonical, coordinates
-from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, group_of, regress
-from seqjepa.evaluation.features import Features, aggregate_states
+from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, group_of, regress_all
+from seqjepa.evaluation._scores import Regression
+from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.neighbours import knn_r2
 from seqjepa.evaluation.probes import Classification, knn_probe
-from seqjepa.evaluation.regression import Regression
+from seqjepa.evaluation.states import aggregate_states
 
 __all__ = ["Invariance", "invariance", "share_between"]
 
@@ -37,15 +38,15 @@ class Invariance:
             object differ by. Corrected for how many there are of each; None where no object has two.
 
     Examples:
-        >>> Invariance(pose=None, linear=None, neighbours=None, classes=None, between=0.9).between
+        >>> Invariance(between=0.9).between
         0.9
     """
 
-    pose: TransformationFit | None
-    linear: TransformationFit | None
-    neighbours: Regression | None
-    classes: Classification | None
-    between: float | None
+    pose: TransformationFit | None = None
+    linear: TransformationFit | None = None
+    neighbours: Regression | None = None
+    classes: Classification | None = None
+    between: float | None = None
 
 
 def invariance(
@@ -101,7 +102,11 @@ def invariance(
         if m > 1:
             made[f"state of {m}, actions zero"] = m, _state(model, m, told=False)
             made[f"mean z of {m}"] = m, _mean(m)
-    return {name: _measure(train, test, m, make, hidden, seed) for name, (m, make) in made.items()}
+    poses = _poses(train, test, made, hidden, seed)
+    return {
+        name: Invariance(**poses.get(name, {}), **_sorting(train, test, m, make, seed))
+        for name, (m, make) in made.items()
+    }
 
 
 def _state(model: Any, m: int, *, told: bool) -> Made:
@@ -116,26 +121,40 @@ def _mean(m: int) -> Made:
     return lambda features, start: features.z[:, start : start + m].mean(dim=1)
 
 
-def _measure(train: Features, test: Features, m: int, make: Made, hidden: Sequence[int], seed: int) -> Invariance:
-    fit, score = make(train, 0), make(test, 0)
-    pose = linear = neighbours = classes = None
-    if train.elements is not None and test.elements is not None:
-        group = group_of(train, test)
-        asked = [canonical(group, elements[:, m - 1]) for elements in (train.elements, test.elements)]
-        rows = [
-            Rows(x, action, f.source_numbers) for x, action, f in zip((fit, score), asked, (train, test), strict=True)
-        ]
-        linear = regress(group, rows, (), seed)
-        pose = regress(group, rows, hidden, seed) if hidden else linear
-        targets, actual = (coordinates(group, action) for action in asked)
-        k = min(NEIGHBOURS, len(fit))
-        neighbours = knn_r2(fit, targets, score, actual, k=k, test_sources=test.sources, seed=seed)
+def _poses(
+    train: Features, test: Features, made: Mapping[str, tuple[int, Made]], hidden: Sequence[int], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Name → R² of the pose by probes and by neighbours; nothing where absolute parameters are not known."""
+    if train.elements is None or test.elements is None:
+        return {}
+    group, pairs = group_of(train, test), dict[str, tuple[Rows, Rows]]()
+    for name, (m, make) in made.items():
+        fit, score = (
+            Rows(make(f, 0), canonical(group, elements[:, m - 1]), f.source_numbers)
+            for f, elements in ((train, train.elements), (test, test.elements))
+        )
+        pairs[name] = fit, score
+    linear = regress_all(group, list(pairs.values()), (), seed)
+    probes = regress_all(group, list(pairs.values()), hidden, seed) if hidden else linear
+    found = {}
+    for (name, (fit, score)), of_pose, by_line in zip(pairs.items(), probes, linear, strict=True):
+        targets, actual = (coordinates(group, rows.action) for rows in (fit, score))
+        k = min(NEIGHBOURS, len(fit.x))
+        near = knn_r2(fit.x, targets, score.x, actual, k=k, test_sources=test.sources, seed=seed)
+        found[name] = {"pose": of_pose, "linear": by_line, "neighbours": near}
+    return found
+
+
+def _sorting(train: Features, test: Features, m: int, make: Made, seed: int) -> dict[str, Any]:
+    """Class among neighbours and the share of variance between objects; None where labels or rows are missing."""
+    classes = None
     if train.labels is not None and test.labels is not None:
+        fit, score = make(train, 0), make(test, 0)
         k = min(NEIGHBOURS, len(fit))
         classes = knn_probe(fit, train.labels, score, test.labels, k=k, test_sources=test.sources, seed=seed)
     starts = range(0, test.num_views - m + 1, m)
     groups = torch.cat([make(test, start) for start in starts])
-    return Invariance(pose, linear, neighbours, classes, share_between(groups, test.source_numbers.repeat(len(starts))))
+    return {"classes": classes, "between": share_between(groups, test.source_numbers.repeat(len(starts)))}
 
 
 def share_between(x: Float[Tensor, "N D"], sources: Int[Tensor, "N"]) -> float | None:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqjepa.evaluation._inputs import check_sources
+from seqjepa.evaluation._inputs import check_sources, regression_inputs
+from seqjepa.evaluation._scores import Regression, scored
 from seqjepa.evaluation._statistics import Standardizer, plain_arithmetic
-from seqjepa.evaluation.regression import Regression, regression_inputs, scored
 
 __all__ = ["knn_r2"]
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqjepa.evaluation._exact import IN_ORDER, ORDER_BLIND, in_order, order_blind
-from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, group_of, regress_each
-from seqjepa.evaluation.features import Features, aggregate_states, blank_views
+from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, fit_actions, group_of
+from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.states import aggregate_states, blank_views
 from seqjepa.groups import Group
 
 __all__ = ["LEVELS", "MODEL_VARIANTS", "VARIANTS", "path_integration"]
@@ -134,12 +135,12 @@ def _curves(
 ) -> dict[str, Curve]:
     """What is read off by the probes fitted to these rows, one for each M_val: variant → M_val → R²."""
     curves: dict[str, Curve] = {name: {} for name in read}
-    for m, fit in fits.items():
-        names = [name for name, rows in read.items() if m in rows]
-        if names:
-            scores = [read[name][m] for name in names]
-            for name, result in zip(names, regress_each(group, fit, scores, hidden, seed), strict=True):
-                curves[name][m] = result
+    asked = [m for m in fits if any(m in rows for rows in read.values())]
+    probes = fit_actions(group, [fits[m] for m in asked], hidden, seed)
+    for m, probe in zip(asked, probes, strict=True):
+        for name, rows in read.items():
+            if m in rows:
+                curves[name][m] = probe.read(rows[m])
     return curves
 
 

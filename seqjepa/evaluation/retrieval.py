@@ -16,7 +16,8 @@ from seqjepa.evaluation._fits import group_of
 from seqjepa.evaluation._frozen import ROWS, call
 from seqjepa.evaluation._inputs import check_features, check_rows, check_same_device, check_sources
 from seqjepa.evaluation._statistics import Interval, bootstrap, plain_arithmetic, sums_by_source
-from seqjepa.evaluation.features import Features, aggregate_states
+from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.states import aggregate_states
 
 __all__ = [
     "PredictionRetrievalError", "Retrieval", "RetrievalChance", "action_retrieval", "pre",

@@ -14,9 +14,10 @@ from seqjepa.evaluation._coordinates import coordinates
 from seqjepa.evaluation._fits import HIDDEN, Rows, group_of, regress
 from seqjepa.evaluation._frozen import call
 from seqjepa.evaluation._others import distance_to_others, of_other_sources
-from seqjepa.evaluation.features import Features, aggregate_states
+from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.probes import linear_probe
 from seqjepa.evaluation.retrieval import targets_of
+from seqjepa.evaluation.states import aggregate_states
 from seqjepa.functional import cosine_distance
 
 __all__ = ["Sensitivity", "sensitivity"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,21 @@ from torch import Tensor
 
 from seqjepa.evaluation._coordinates import canonical, coordinates
 from seqjepa.evaluation._exact import in_order, order_blind
-from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, degrees_of, group_of, regress
-from seqjepa.evaluation.features import Features, aggregate_states, blank_views
-from seqjepa.groups import Group
+from seqjepa.evaluation._fits import (
+    HIDDEN,
+    ActionRegressor,
+    Rows,
+    TransformationFit,
+    degrees_of,
+    fit_actions,
+    group_of,
+    regress_all,
+)
+from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.states import aggregate_states, blank_views
 
 __all__ = [
-    "TransformationFit", "TransformationR2", "coordinates", "out_of_distribution",
+    "TransformationFit", "TransformationProbes", "TransformationR2", "coordinates", "out_of_distribution",
     "state_transformation_r2", "transformation_r2",
 ]  # fmt: skip
 
@@ -89,17 +99,52 @@ def transformation_r2(
         >>> transformation_r2(features, features, hidden=()).relative.mean > 0.99
         True
     """
-    if max_pairs < 3:
-        raise ValueError(f"max_pairs is the number of rows to fit, at least 3; got {max_pairs}.")
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    group = group_of(train, test)
-    fit, score = (
-        _pairs(features, limit, generator) for features, limit in ((train, max_pairs), (test, max_pairs // 3))
-    )
-    one = None
-    if train.elements is not None and test.elements is not None:
-        one = [_singles(f, n, generator) for f, n in ((train, max_pairs), (test, max_pairs // 3))]
-    return _transformation(group, regress(group, (fit, score), hidden, seed), score, one, hidden, seed)
+    group_of(train, test)
+    return TransformationProbes(train, hidden=hidden, max_pairs=max_pairs, seed=seed).read(test)
+
+
+class TransformationProbes:
+    """Regressions of relative and individual transformations from z, fitted once and read on any features.
+
+    Args:
+        train: features of the training sources, with a group.
+        hidden: widths of the MLP's hidden layers; () is linear.
+        max_pairs: the most rows to fit, at least 3; each test set is given a third of it.
+        seed: of the pairs and the regressions.
+    """
+
+    def __init__(self, train: Features, *, hidden: Sequence[int], max_pairs: int = MAX_PAIRS, seed: int) -> None:
+        if max_pairs < 3:
+            raise ValueError(f"max_pairs is the number of rows to fit, at least 3; got {max_pairs}.")
+        self.train, self.hidden, self.max_pairs, self.seed = train, hidden, max_pairs, seed
+
+    def read(self, test: Features) -> TransformationR2:
+        """R² on the features of other sources."""
+        group_of(self.train, test)
+        most = self.max_pairs // 3
+        pairs = _pairs(test, most, self._generator())
+        relative = self._relative.read(pairs)
+        degrees, chance = degrees_of(self._relative.group, relative, pairs)
+        if self.train.elements is None or test.elements is None:
+            return TransformationR2(relative, None, degrees, None, chance)
+        singles = _singles(test, most, self._generator())
+        individual = self._individual.read(singles)
+        of_one, chance_of_one = degrees_of(self._individual.group, individual, singles)
+        return TransformationR2(relative, individual, degrees, of_one, chance, individual_chance_degrees=chance_of_one)
+
+    @functools.cached_property
+    def _relative(self) -> ActionRegressor:
+        return self._fitted(_pairs(self.train, self.max_pairs, self._generator()))
+
+    @functools.cached_property
+    def _individual(self) -> ActionRegressor:
+        return self._fitted(_singles(self.train, self.max_pairs, self._generator()))
+
+    def _fitted(self, rows: Rows) -> ActionRegressor:
+        return fit_actions(group_of(self.train), [rows], self.hidden, self.seed)[0]
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(device="cpu").manual_seed(self.seed)
 
 
 def state_transformation_r2(
@@ -157,31 +202,37 @@ def state_transformation_r2(
         )
     last, other = num_views - 1, 2 * num_views - 1
 
-    def fitted(make: Callable[[Features, int], Tensor]) -> tuple[TransformationFit, list[Rows]]:
-        """R² of the action between the two groups of views, from what is made of each, by the view that begins it."""
-        rows = [
+    def between(make: Callable[[Features, int], Tensor]) -> tuple[Rows, Rows]:
+        """What is made of each group of views, by the view that begins it, and the action from one to the other."""
+        fit, score = (
             Rows(torch.cat([make(f, 0), make(f, num_views)], dim=1), f.relative(last, other), f.source_numbers)
             for f in (train, test)
-        ]
-        return regress(group, rows, hidden, seed), rows
+        )
+        return fit, score
 
-    relative, rows = fitted(lambda f, start: aggregate_states(model, f, num_views, start=start))
-    one = None
-    if train.elements is not None and test.elements is not None:
-        one = [
-            Rows(pair.x.chunk(2, dim=1)[0], canonical(group, f.elements[:, last]), pair.source)
-            for pair, f in zip(rows, (train, test), strict=True)
-            if f.elements is not None
-        ]
-    beside: dict[str, Any] = {"mean_z": fitted(lambda f, start: f.z[:, start : start + num_views].mean(dim=1))[0]}
+    pairs = {"relative": between(lambda f, start: aggregate_states(model, f, num_views, start=start))}
+    pairs["mean_z"] = between(lambda f, start: f.z[:, start : start + num_views].mean(dim=1))
     if num_views > 1:
-        beside["blank"], _ = fitted(
+        pairs["blank"] = between(
             lambda f, start: aggregate_states(model, f, num_views, z=blank_views(f, train), start=start)
         )
         if levels:
-            beside["actions_in_order"], _ = fitted(lambda f, start: in_order(f, start, start + last))
-            beside["actions_order_blind"], _ = fitted(lambda f, start: order_blind(f, start, start + last))
-    return replace(_transformation(group, relative, rows[1], one, hidden, seed), **beside)
+            pairs["actions_in_order"] = between(lambda f, start: in_order(f, start, start + last))
+            pairs["actions_order_blind"] = between(lambda f, start: order_blind(f, start, start + last))
+    if train.elements is not None and test.elements is not None:
+        fit, score = (
+            Rows(rows.x.chunk(2, dim=1)[0], canonical(group, f.elements[:, last]), rows.source)
+            for rows, f in zip(pairs["relative"], (train, test), strict=True)
+            if f.elements is not None
+        )
+        pairs["individual"] = fit, score
+    fits: dict[str, Any] = {"individual": None}
+    fits |= zip(pairs, regress_all(group, list(pairs.values()), hidden, seed), strict=True)
+    fits["relative_degrees"], fits["chance_degrees"] = degrees_of(group, fits["relative"], pairs["relative"][1])
+    if "individual" in pairs:
+        of_one, chance_of_one = degrees_of(group, fits["individual"], pairs["individual"][1])
+        fits |= {"individual_degrees": of_one, "individual_chance_degrees": chance_of_one}
+    return TransformationR2(**fits)
 
 
 def out_of_distribution(
@@ -214,10 +265,9 @@ def out_of_distribution(
         >>> result["out of distribution"].relative.mean > 0.99
         True
     """
-    return {
-        "in distribution": transformation_r2(train, test, hidden=hidden, seed=seed),
-        "out of distribution": transformation_r2(train, ood, hidden=hidden, seed=seed),
-    }
+    group_of(train, test, ood)
+    probes = TransformationProbes(train, hidden=hidden, seed=seed)
+    return {"in distribution": probes.read(test), "out of distribution": probes.read(ood)}
 
 
 def _pairs(features: Features, limit: int, generator: torch.Generator) -> Rows:
@@ -265,20 +315,3 @@ def _shuffled(rows: int, count: int, each: int, generator: torch.Generator) -> I
     """`each` different numbers below `count` for every row, one row after the other."""
     order = torch.rand(rows, count, generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
     return order[:, :each].flatten()
-
-
-def _transformation(
-    group: Group,
-    relative: TransformationFit,
-    score: Rows,
-    one: Sequence[Rows] | None,
-    hidden: Sequence[int],
-    seed: int,
-) -> TransformationR2:
-    """R² of pairs, with degrees, and where parameters are known of single views."""
-    degrees, chance = degrees_of(group, relative, score)
-    if one is None:
-        return TransformationR2(relative, None, degrees, None, chance)
-    individual = regress(group, one, hidden, seed)
-    of_one, chance_of_one = degrees_of(group, individual, one[1])
-    return TransformationR2(relative, individual, degrees, of_one, chance, individual_chance_degrees=chance_of_one)

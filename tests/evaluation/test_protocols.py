@@ -2,9 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,24 +16,26 @@ from torch import Tensor
 from seqjepa import ViewSequence
 from seqjepa.evaluation import (
     Features,
+    Regression,
     action_retrieval,
     aggregate_states,
     composition_error,
     evaluate,
     extract,
     knn_probe,
+    linear_probe,
     observation_grid,
     out_of_distribution,
     path_integration,
     prediction_retrieval_error,
-    probes,
+    rotation_error,
     sensitivity,
     state_transformation_r2,
     top1,
     transformation_r2,
 )
-from seqjepa.evaluation import regression as regressions
 from seqjepa.evaluation._coordinates import coordinate_names
+from seqjepa.evaluation._regressors import Asked, Regressor, fit_regressors
 from seqjepa.evaluation.transformations import coordinates
 from seqjepa.functional import cosine_distance
 from seqjepa.groups import Crop, Group, Hue, Product, Rotation2D, Rotation3D, Scale, Translation
@@ -403,16 +406,15 @@ def numbered(n: int, views: int) -> Features:
     return extract(lambda v: v, ViewSequence(t, t.diff(dim=1), t, None, Translation(2)))
 
 
-def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[tuple[Tensor, Tensor, Any]]:
+def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[Asked]:
     """What `transformation_r2` regresses: features, targets and sources of training, relative and individual."""
-    asked = []
+    asked: list[Asked] = []
 
-    def spy(x: Tensor, y: Tensor, *rest: Any, train_sources: Tensor, **options: Any) -> Any:
-        asked.append((x, y, train_sources))
-        return real(x, y, *rest, train_sources=train_sources, **options)
+    def spy(given: Sequence[Asked], **options: Any) -> list[Regressor]:
+        asked.extend(given)
+        return fit_regressors(given, **options)
 
-    real = regressions.regressions_r2
-    monkeypatch.setattr("seqjepa.evaluation._fits.regressions_r2", spy)
+    monkeypatch.setattr("seqjepa.evaluation._fits.fit_regressors", spy)
     transformation_r2(features, features, hidden=(), **settings)
     monkeypatch.undo()
     return asked
@@ -445,39 +447,49 @@ def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> Non
     sources = torch.arange(60) // 2
     train = extract(Exact(), world(60), sources=sources)
     test = extract(Exact(), world(60, seed=1), sources=sources)
-    calls = []
+    told: list[tuple[str, Tensor, Tensor]] = []  # the probe, its rows, their sources
 
     def spied(real: Callable[..., Any]) -> Callable[..., Any]:
-        def spy(*arguments: Tensor, **options: Any) -> Any:
-            calls.append((real.__name__, arguments, options))
-            return real(*arguments, **options)
+        def spy(*rows: Tensor, **options: Any) -> Any:
+            if real.__name__ == "linear_probe":
+                told.append((f"{real.__name__} fit", rows[0], options["train_sources"]))
+            if "test_sources" in options:
+                told.append((f"{real.__name__} read", rows[2], options["test_sources"]))
+            if real.__name__ == "rotation_error":
+                told.append((real.__name__, rows[0], options["sources"]))
+            return real(*rows, **options)
 
         return spy
 
+    def fits(asked: Sequence[Asked], **options: Any) -> list[Regressor]:
+        told.extend(("regression fit", one.x, cast(Tensor, one.sources)) for one in asked)
+        return fit_regressors(asked, **options)
+
+    def read(regressor: Regressor, test: Asked) -> Regression:
+        told.append(("regression read", test.x, cast(Tensor, test.sources)))
+        return reading(regressor, test)
+
+    reading = Regressor.read
     for module in ("accuracy", "shuffles"):
-        monkeypatch.setattr(f"seqjepa.evaluation.{module}.linear_probe", spied(probes.linear_probe))
-    monkeypatch.setattr("seqjepa.evaluation.accuracy.knn_probe", spied(probes.knn_probe))
-    monkeypatch.setattr("seqjepa.evaluation._fits.regressions_r2", spied(regressions.regressions_r2))
-    monkeypatch.setattr("seqjepa.evaluation._fits.rotation_error", spied(regressions.rotation_error))
+        monkeypatch.setattr(f"seqjepa.evaluation.{module}.linear_probe", spied(linear_probe))
+    monkeypatch.setattr("seqjepa.evaluation.accuracy.knn_probe", spied(knn_probe))
+    monkeypatch.setattr("seqjepa.evaluation._fits.fit_regressors", fits)
+    monkeypatch.setattr(Regressor, "read", read)
+    monkeypatch.setattr("seqjepa.evaluation._fits.rotation_error", spied(rotation_error))
     top1(Exact(), train, test, num_views=(1, 2))
     transformation_r2(train, test, hidden=())
     state_transformation_r2(Exact(), train, test, num_views=2, hidden=())
     path_integration(Exact(), train, test, hidden=())
     sensitivity(Exact(), train, test, hidden=())
-    assert len(calls) == 4 + 3 + 4 + 8 + 20 + 2
-    for name, arguments, options in calls:
-        if name == "regressions_r2":
-            assert all(len(x) == len(of) and len(of.unique()) == 30 for x, _, of in arguments[2])
-        rows = {"train_sources": arguments[0], "test_sources": arguments[2 if len(arguments) == 4 else 1]}
-        asked = [key for key in rows if key in options] if name != "rotation_error" else []
-        if name == "rotation_error":
-            assert len(options["sources"]) == len(arguments[0])
-        assert asked or name == "rotation_error"
-        for key in asked:
-            assert len(options[key]) == len(rows[key])
-            assert len(options[key].unique()) == 30
-        if name in ("linear_probe", "regressions_r2"):
-            assert "train_sources" in options
+    assert Counter(name for name, _, _ in told) == {
+        "linear_probe fit": 4 + 1,
+        "linear_probe read": 4,  # shuffled states have no interval
+        "knn_probe read": 3,
+        "regression fit": 2 + 6 + 20 + 1,
+        "regression read": 2 + 6 + 20 + 4 + 1,  # two readings of a robbed probe, at two lengths
+        "rotation_error": 2 + 2,
+    }
+    assert all(len(rows) == len(of) and len(of.unique()) == 30 for _, rows, of in told)
 
 
 @pytest.mark.parametrize("max_sources", [20, 2000])
