@@ -47,7 +47,23 @@ class Baseline(nn.Module):
     """A method of the paper's table: `encode` is what it learns, `forward` its loss.
 
     `embed` and `aggregate` are there for the scorecard: a method of two views aggregates nothing, so its state is z of
-    the last view.
+    the last view. A method of your own adds `forward`, which returns a
+    [`BaselineOutput`][seqjepa.baselines.BaselineOutput].
+
+    Args:
+        encoder: (N, …) → (N, D).
+        embedder: actions (B, K, A) → (B, K, E); `NoActions()` by default.
+        pairs: which views make a pair; the first and the second by default.
+
+    Examples:
+        >>> import torch
+        >>> class Nearness(Baseline):                              # two views alike: without more it collapses
+        ...     def forward(self, views, actions):
+        ...         z = self.encode(self.pairs(views, actions).views)
+        ...         return BaselineOutput((z[:, 0] - z[:, 1]).square().mean(), z, {})
+        >>> method = Nearness(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)))
+        >>> method(torch.rand(5, 3, 3, 2, 2), torch.randn(5, 2, 1)).z.shape
+        torch.Size([5, 2, 4])
     """
 
     encoder: Any

@@ -428,6 +428,7 @@ def test_pairs_are_of_two_views_of_a_source_and_drawn_from_all(monkeypatch: pyte
     assert len(x) == 90
     assert (x[:, 0] == x[:, 2]).all()
     assert (x[:, 1] != x[:, 3]).all()
+    assert sources is not None
     assert torch.equal(sources, x[:, 0].long())
     assert torch.equal(sources.bincount(), torch.full((30,), 3))  # as many of each
     assert torch.equal(y, x[:, 2:] - x[:, :2])
@@ -439,8 +440,10 @@ def test_pairs_are_of_two_views_of_a_source_and_drawn_from_all(monkeypatch: pyte
     assert not torch.equal(rows_of(monkeypatch, features, max_pairs=90, seed=1)[0][0], x)
     few = rows_of(monkeypatch, features, max_pairs=20)
     assert len(few[0][0]) == len(few[1][0]) == 20
-    assert len(few[0][2].unique()) == 20
-    assert few[0][2].max() > 20  # sources from everywhere
+    drawn = few[0][2]
+    assert drawn is not None
+    assert len(drawn.unique()) == 20
+    assert drawn.max() > 20  # sources from everywhere
 
 
 def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
