@@ -19,6 +19,7 @@ from seqjepa import (
     StopGradientTarget,
     VarianceCovariance,
 )
+from tests.baselines.builders import tiny
 from tests.builders import TinyEncoder, sequence, tiny_model
 
 
@@ -154,3 +155,14 @@ def test_the_ways_to_infer_export_with_any_batch_and_length(name: str) -> None:
         for b, t in ((4, 3), (2, 3), (7, 5)):
             arguments = inputs(b, t)
             torch.testing.assert_close(program(*arguments), call(*arguments))
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "SIE", "ContextSSL"])
+def test_a_baseline_is_one_graph(name: str) -> None:
+    views, actions = sequence(observed=1)
+    method = tiny(name)
+    if name == "ContextSSL":
+        method.hide = 0.0  # what is overlooked is drawn anew
+    twin = copy.deepcopy(method)
+    loss = torch.compile(method, backend="eager", fullgraph=True)(views, actions).loss
+    torch.testing.assert_close(loss, twin(views, actions).loss)

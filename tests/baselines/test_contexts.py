@@ -88,7 +88,8 @@ def test_it_is_attention_after_its_definition() -> None:
             weights = torch.stack([q[i, own] @ k[j, own] / 3**0.5 for j in seen]).softmax(0)
             heads.append(sum(w * v[j, own] for w, j in zip(weights, seen, strict=True)))
         y = x[i] + layer.out(torch.cat(heads))
-        rows.append(part.read_out(part.norm(y + layer.mlp(layer.norm2(y)))))
+        hidden = nn.functional.gelu(layer.mlp[0](layer.norm2(y)))
+        rows.append(part.read_out(part.norm(y + layer.mlp[2](hidden))))
     torch.testing.assert_close(read(part, tokens).flatten(0, 1), torch.stack(rows))
 
 
