@@ -492,6 +492,19 @@ def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(len(rows) == len(of) and len(of.unique()) == 30 for _, rows, of in told)
 
 
+def test_sequences_out_of_distribution_are_read_by_the_very_probes_of_those_in_it() -> None:
+    train, test, ood = (extract(Exact(), world(60, 3, seed, spread)) for seed, spread in ((0, 0.5), (1, 0.5), (2, 1.0)))
+    settings: dict[str, Any] = {"hidden": (8,), "seed": 1}
+    both_sets = out_of_distribution(train, test, ood, **settings)
+    for name, features in (("in distribution", test), ("out of distribution", ood)):
+        alone, found = transformation_r2(train, features, **settings), both_sets[name]
+        assert found.individual is not None
+        assert alone.individual is not None
+        for of_both, one in ((found.relative, alone.relative), (found.individual, alone.individual)):
+            assert torch.equal(of_both.predictions, one.predictions)
+            assert (of_both.mean, of_both.interval, of_both.steps) == (one.mean, one.interval, one.steps)
+
+
 @pytest.mark.parametrize("max_sources", [20, 2000])
 def test_pre_searches_sequences_drawn_from_all(max_sources: int) -> None:
     test = extract(Exact(), world(60)._replace(labels=None))
