@@ -406,7 +406,7 @@ def numbered(n: int, views: int) -> Features:
     return extract(lambda v: v, ViewSequence(t, t.diff(dim=1), t, None, Translation(2)))
 
 
-def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[Asked]:
+def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[tuple[Tensor, ...]]:
     """What `transformation_r2` regresses: features, targets and sources of training, relative and individual."""
     asked: list[Asked] = []
 
@@ -417,7 +417,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any
     monkeypatch.setattr("seqjepa.evaluation._fits.fit_regressors", spy)
     transformation_r2(features, features, hidden=(), **settings)
     monkeypatch.undo()
-    return asked
+    return [(one.x, one.y, cast(Tensor, one.sources)) for one in asked]
 
 
 def test_pairs_are_of_two_views_of_a_source_and_drawn_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
