@@ -68,10 +68,14 @@ class Measuring:
         self.views = self.test.num_views
         self.no_model = "an encoder alone: give a model with embed, aggregate, predict and target" if alone else ""
         self.no_target = self.no_model or ("" if self.test.target is not None else "a model without target and predict")
-        grouped = self.train.group is not None and self.test.group is not None
-        self.no_group = "" if grouped else "the sequences do not know their group: see ViewSequence.group"
-        labelled = self.train.labels is not None and self.test.labels is not None
-        self.no_labels = "" if labelled else "the sequences have no labels"
+        self.no_group = self._without("group", "do not know their group: see ViewSequence.group")
+        self.no_labels = self._without("labels", "have no labels")
+
+    def _without(self, name: str, words: str) -> str:
+        """Why something is missing that both sets must know, or nothing."""
+        lacking = [of for of in ("train", "test") if getattr(getattr(self, of), name) is None]
+        which = {"train": "training ", "test": "test "}[lacking[0]] if len(lacking) == 1 else ""
+        return f"the {which}sequences {words}" if lacking else ""
 
     def all(self, ood: Callable[[], Features] | None) -> dict[str, Any]:
         """Every measure, by its name on the card, and the state that the figure draws."""
@@ -155,9 +159,13 @@ class Measuring:
         return fits or {}
 
     def _invariance(self, few: Features, others: Features, settings: dict[str, Any]) -> dict[str, Invariance]:
-        found = self._make("invariance", "", lambda: invariance(self.model, few, others, **settings)) or {}
-        no_parameters = self.no_group or UNKNOWN
-        missing = {"pose": no_parameters, "classes": self.no_labels, "between": "it takes two rows of each object"}
+        found, no_classes = self._make("invariance", "", lambda: invariance(self.model, few, others, **settings)), ""
+        if found is None and not self.no_labels:  # the labels may be what cannot be told apart
+            no_classes, unlabelled = self.skipped.pop("invariance"), replace(few, labels=None)
+            found = self._part("invariance", "", lambda: invariance(self.model, unlabelled, others, **settings))
+        found = found or {}
+        no_parameters, no_classes = self.no_group or UNKNOWN, self.no_labels or no_classes
+        missing = {"pose": no_parameters, "classes": no_classes, "between": "it takes two rows of each object"}
         for name, why in missing.items():
             lacking = [row for row, result in found.items() if getattr(result, name) is None]
             if lacking:
@@ -178,12 +186,14 @@ class Measuring:
             few, others = drawn or (few, others)
         beside = LEVELS if self.levels else LEVELS[:1]  # of the model itself the first
         some = sorted({1, 2, 3, 5, self.views - 1} & {*range(1, self.views)})
+        longer = [m for m in some if m > 1]  # of one view the answer is the action that each level is told
         curves = self._make(
             "paths",
             reason,
-            lambda: path_integration(
-                self.model, few, others, variants=(*MODEL_VARIANTS, *beside), num_views=some, **settings
-            ),
+            lambda: {
+                **path_integration(self.model, few, others, variants=MODEL_VARIANTS, num_views=some, **settings),
+                **path_integration(self.model, few, others, variants=beside, num_views=longer, **settings),
+            },
         )
         for variant, curve in (curves or {}).items():
             if not curve:

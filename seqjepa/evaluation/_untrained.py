@@ -21,6 +21,12 @@ def made(model: Any, untrained: Any) -> Any:
     """The untrained model: as it is given, or made by a function without arguments; an error unless it is a twin."""
     other = unwrapped(untrained() if _makes(untrained) else untrained)
     model = unwrapped(model)
+    if not callable(other) and not hasattr(other, "encode"):
+        raise TypeError(
+            "untrained must be a model, its card, or a function without arguments that makes a model; got "
+            f"{type(other).__name__}{', made by the function' if other is not untrained else ''}. "
+            "Give one, such as untrained=lambda: build()."
+        )
     if other is model:
         raise ValueError(
             "untrained is the model itself. Build one of the same architecture anew, such as untrained=lambda: build()."
@@ -37,14 +43,23 @@ def made(model: Any, untrained: Any) -> Any:
 
 def _makes(untrained: Any) -> bool:
     """Whether it is called to get a model: a class, or a function that needs no arguments."""
-    if isinstance(untrained, nn.Module) or not callable(untrained) or hasattr(untrained, "encode"):
-        return inspect.isclass(untrained)
+    if isinstance(untrained, nn.Module) or not callable(untrained):
+        return False
+    is_class = inspect.isclass(untrained)
+    if hasattr(untrained, "encode") and not is_class:
+        return False
     try:
         parameters = inspect.signature(untrained).parameters.values()
     except ValueError:  # one written in C
-        return False
+        return is_class
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return all(p.default is not p.empty or p.kind in optional for p in parameters)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+    if is_class and needed:
+        raise TypeError(
+            f"untrained is called without arguments where it is a class; {untrained.__name__} needs "
+            f"{', '.join(needed)}. Give untrained=lambda: {untrained.__name__}(…), or the model itself."
+        )
+    return not needed
 
 
 def _check_twin(model: nn.Module, other: nn.Module) -> None:

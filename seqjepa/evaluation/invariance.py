@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqjepa.evaluation._coordinates import canonical, coordinates
 from seqjepa.evaluation._fits import HIDDEN, Rows, TransformationFit, group_of, regress_all
+from seqjepa.evaluation._inputs import check_labels
 from seqjepa.evaluation._scores import Regression
 from seqjepa.evaluation.features import Features
 from seqjepa.evaluation.neighbours import knn_r2
@@ -96,6 +97,8 @@ def invariance(
         (['z', 'state of 2', 'state of 2, actions zero', 'mean z of 2'], True)
     """
     lengths = sorted({1, max(1, test.num_views // 2)}) if num_views is None else num_views
+    if train.labels is not None and test.labels is not None:
+        check_labels(train.labels, test.labels)  # before probes that take long
     made: dict[str, tuple[int, Made]] = {"z": (1, lambda f, start: f.z[:, start])}
     for m in lengths if train.e is not None and test.e is not None else ():
         made[f"state of {m}"] = m, _state(model, m, told=True)

@@ -36,9 +36,9 @@ def regression_r2(
       of the training rows (whole sources where they are named): the least squared error on the rows held out. The fit
       is to all of them. The normal equations are in float64: squaring the features squares their condition number.
       scikit-learn's `Ridge(alpha=l2 · N)` is the same.
-    - otherwise an MLP with ReLU, squared error, Adam at 1e-3, batches of 256, as in SIE. A tenth of the training rows
-      is held out; training stops when three rounds (each an epoch, or 64 steps) have not brought them 0.001 of R²,
-      and the averaged weights of the best round are kept. In float32: rounding is far below the noise of minibatches.
+    - otherwise an MLP with ReLU, squared error, Adam at 1e-3, batches of 256, as in SIE (of small sets a fourteenth of
+      the rows, 64 at least). A tenth of the training rows is held out; training stops when three rounds (each an
+      epoch, or 64 steps) have not brought them 0.001 of R², and the averaged weights of the best round are kept. In float32: rounding is far below the noise of minibatches.
 
     An output that never varies, such as a turn about an axis that no view was turned about, has no R². It is left out,
     and named in `constant`.

@@ -184,7 +184,8 @@ def evaluate(
             are empty, or differ in length between train and test; features that are not finite;
             labels of another number than the sequences; a class of the test that training lacks, where all labels are
             known beforehand; a loader that leaves items out; settings below their least.
-        TypeError: labels that are no integers.
+        TypeError: labels that are no integers; num_views that are no sequence of integers; an untrained model that is
+            neither a model nor makes one.
 
     Examples:
         >>> import torch
@@ -197,7 +198,7 @@ def evaluate(
         >>> print(card)                                                                       # doctest: +ELLIPSIS
         40 training and 40 test sources, 3 views each; ...
     """
-    _check_settings(hidden, max_sequences, path_rows)
+    _check_settings(hidden, max_sequences, path_rows, num_views)
     for sequences in (train, test, ood):
         check_given(sequences)
     (train_labels, train_views), (test_labels, test_views) = _known(train), _known(test)
@@ -218,12 +219,14 @@ def evaluate(
     outside = None if ood is None else lambda: beside.encode("ood", ood)
     card = _measured(Measuring(unwrapped(model), fit, score, **settings), outside, encoding, skipped)
     if isinstance(untrained, Scorecard):
-        card = _beside(card, untrained, _of_other_sequences(card, untrained))
+        why = _of_other_sequences(card, untrained) or _of_other_states(card, untrained)
+        card = _beside(card, untrained, why)
     elif twin is not None and not beside.why:
         others = beside.others
         outside = (lambda: others["ood"]) if "ood" in others else None
         measuring = Measuring(twin, others["train"], others["test"], levels=False, **settings)
-        card = _beside(card, _measured(measuring, outside, encoding, skipped), "")
+        level = _measured(measuring, outside, encoding, skipped)
+        card = _beside(card, level, _of_other_states(card, level))
     elif twin is not None:
         card = _beside(card, None, beside.why)
     bar("")
@@ -273,6 +276,17 @@ def _of_other_sequences(card: Scorecard, untrained: Scorecard) -> str:
     return ""
 
 
+def _of_other_states(card: Scorecard, untrained: Scorecard) -> str:
+    """Why a card is no level for another whose z is as wide, or nothing."""
+    ours, theirs = card.states, untrained.states
+    if ours is not None and theirs is not None and ours.shape[-1] != theirs.shape[-1]:
+        return (
+            f"the untrained model is of another architecture: its state is {theirs.shape[-1]} wide, the model's "
+            f"{ours.shape[-1]}"
+        )
+    return ""
+
+
 def _lengths(fit: Features, score: Features, num_views: Sequence[int] | None) -> tuple[list[int], dict[str, str]]:
     """The M_val that there are views for, and those asked for that there are none for: known after the encoding."""
     _check_lengths(fit.num_views, score.num_views, None)
@@ -282,7 +296,13 @@ def _lengths(fit: Features, score: Features, num_views: Sequence[int] | None) ->
     return sorted(asked - beyond.keys()), {f"top1, state of {m}": why for m, why in beyond.items()}
 
 
-def _check_settings(hidden: Sequence[int], max_sequences: int, path_rows: int | None) -> None:
+def _check_settings(
+    hidden: Sequence[int], max_sequences: int, path_rows: int | None, num_views: Sequence[int] | None
+) -> None:
+    if num_views is not None:
+        whole = isinstance(num_views, Iterable) and all(hasattr(m, "__index__") for m in num_views)
+        if not whole:
+            raise TypeError(f"num_views (M_val) lists whole numbers of views, such as (1, 3, 5); got {num_views!r}.")
     if max_sequences < 2:
         raise ValueError(f"max_sequences is what regressions are fitted to, at least 2; got {max_sequences}.")
     if path_rows is not None and path_rows < 2:

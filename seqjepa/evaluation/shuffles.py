@@ -22,6 +22,8 @@ from seqjepa.functional import cosine_distance
 
 __all__ = ["Sensitivity", "sensitivity"]
 
+LAST = "last action of another source"
+
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
@@ -77,7 +79,8 @@ def sensitivity(
         raise ValueError(f"Shuffling needs at least two sources and two views; got {count} sources of {m + 1} views.")
     group_of(train, test)
     conditions = _conditions(test, torch.Generator(device="cpu").manual_seed(seed))
-    states = {name: aggregate_states(model, test, m, z=z, e=e) for name, (z, e) in conditions.items()}
+    states = {name: aggregate_states(model, test, m, z=z, e=e) for name, (z, e) in conditions.items() if name != LAST}
+    states = {name: states.get(name, states["as they are"]) for name in conditions}  # the last action is not yet in it
     upcoming = {name: e[:, m - 1] for name, (_, e) in conditions.items()}
     loss = {}
     for name, state in states.items():
@@ -104,7 +107,7 @@ def _conditions(test: Features, generator: torch.Generator) -> dict[str, tuple[T
     conditions = {
         "as they are": (test.z, e),
         "actions of other sources": (test.z, other),
-        "last action of another source": (test.z, torch.cat([e[:, :-1], other[:, -1:]], dim=1)),
+        LAST: (test.z, torch.cat([e[:, :-1], other[:, -1:]], dim=1)),
     }
     if m > 1:  # each view is replaced by the next on a random ring
         ring = torch.rand(n, m, generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)

@@ -48,8 +48,8 @@ def aggregate_states(
         )
     if features.e is None:
         raise ValueError("A state needs a model with embed and aggregate; these are the features of an encoder alone.")
-    stop, own = start + num_views, z is None and e is None
-    z, e = features.z if z is None else z, features.e if e is None else e
+    stop, z, e = start + num_views, features.z if z is None else z, features.e if e is None else e
+    own = z is features.z and (e is features.e or num_views == 1)
 
     def make() -> Tensor:
         return call(model, "aggregate", z[:, start:stop], e[:, start : stop - 1])

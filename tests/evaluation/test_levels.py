@@ -165,6 +165,62 @@ def test_an_untrained_model_of_another_architecture_is_refused_before_anything_i
     assert card.untrained is not None
 
 
+class Needy(Untrained):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+
+
+@pytest.mark.parametrize(
+    ("untrained", "message"),
+    [
+        (3, "a function without arguments that makes a model; got int. Give one"),
+        (lambda: None, "that makes a model; got NoneType, made by the function"),
+        (Needy, "Needy needs width. Give untrained=lambda: Needy"),
+    ],
+)
+def test_what_is_no_untrained_model_is_refused_before_anything_is_encoded(untrained: Any, message: str) -> None:
+    model = Failing()  # if it encoded
+    with pytest.raises(TypeError, match=message):
+        card_of(model, world(8), world(8), untrained=untrained)
+
+
+class Narrow(Untrained):
+    """Its z is as wide as the exact model's, its state is not."""
+
+    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+        return z.mean(dim=1)
+
+    def predict(self, state: Tensor, e: Tensor) -> Tensor:
+        return state
+
+
+def test_an_untrained_model_with_a_state_of_another_width_is_no_level() -> None:
+    card = card_of(Exact(), world(40), world(40, seed=1), untrained=Narrow)
+    assert card.untrained is None
+    assert "its state is 15 wide, the model's 19" in card.skipped["untrained"]
+    level = card_of(Narrow(), *both3(Narrow()))
+    given = card_of(Exact(), *both3(Exact()), untrained=level)
+    assert "its state is 15 wide, the model's 19" in given.skipped["untrained"]
+
+
+def test_labels_that_cannot_be_told_apart_cost_invariance_its_classes_alone() -> None:
+    train, test = (world(40, seed=seed)._replace(labels=torch.zeros(40).long()) for seed in (0, 1))
+    card = card_of(Exact(), train, test)
+    assert "two classes at least; all labels are 0" in card.skipped["invariance.classes"]
+    assert "invariance" not in card.skipped
+    assert card.invariance["z"].pose is not None
+    assert card.invariance["z"].between is not None
+
+
+@pytest.mark.parametrize("lacking", ["train", "test"])
+def test_the_card_says_which_sequences_lack_labels(lacking: str) -> None:
+    sets = {name: world(40, seed=seed) for seed, name in enumerate(("train", "test"))}
+    sets[lacking] = sets[lacking]._replace(labels=None)
+    card = card_of(Exact(), sets["train"], sets["test"])
+    which = {"train": "training", "test": "test"}[lacking]
+    assert card.skipped["invariance.classes"] == card.skipped["top1"] == f"the {which} sequences have no labels"
+
+
 def test_an_encoder_alone_has_an_untrained_level() -> None:
     sequence = world(60)
     card = card_of(lambda v: v, sequence, sequence, untrained=lambda v: v[..., :15] * 0 + torch.rand(15))

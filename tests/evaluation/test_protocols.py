@@ -406,7 +406,7 @@ def numbered(n: int, views: int) -> Features:
     return extract(lambda v: v, ViewSequence(t, t.diff(dim=1), t, None, Translation(2)))
 
 
-def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[Asked]:
+def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any) -> list[tuple[Tensor, ...]]:
     """What `transformation_r2` regresses: features, targets and sources of training, relative and individual."""
     asked: list[Asked] = []
 
@@ -417,7 +417,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, features: Features, **settings: Any
     monkeypatch.setattr("seqjepa.evaluation._fits.fit_regressors", spy)
     transformation_r2(features, features, hidden=(), **settings)
     monkeypatch.undo()
-    return asked
+    return [(one.x, one.y, cast(Tensor, one.sources)) for one in asked]
 
 
 def test_pairs_are_of_two_views_of_a_source_and_drawn_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,6 +493,19 @@ def test_every_probe_is_told_the_sources(monkeypatch: pytest.MonkeyPatch) -> Non
         "rotation_error": 2 + 2,
     }
     assert all(len(rows) == len(of) and len(of.unique()) == 30 for _, rows, of in told)
+
+
+def test_sequences_out_of_distribution_are_read_by_the_very_probes_of_those_in_it() -> None:
+    train, test, ood = (extract(Exact(), world(60, 3, seed, spread)) for seed, spread in ((0, 0.5), (1, 0.5), (2, 1.0)))
+    settings: dict[str, Any] = {"hidden": (8,), "seed": 1}
+    both_sets = out_of_distribution(train, test, ood, **settings)
+    for name, features in (("in distribution", test), ("out of distribution", ood)):
+        alone, found = transformation_r2(train, features, **settings), both_sets[name]
+        assert found.individual is not None
+        assert alone.individual is not None
+        for of_both, one in ((found.relative, alone.relative), (found.individual, alone.individual)):
+            assert torch.equal(of_both.predictions, one.predictions)
+            assert (of_both.mean, of_both.interval, of_both.steps) == (one.mean, one.interval, one.steps)
 
 
 @pytest.mark.parametrize("max_sources", [20, 2000])

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from seqjepa.evaluation import (
 )
 from seqjepa.groups import Hue, Product, Rotation3D, Translation
 from tests.builders import tiny_model
-from tests.evaluation.worlds import Exact, batches, both, world
+from tests.evaluation.worlds import Exact, Ignorant, batches, both, world
 
 
 def card_of(model: Any, train: Any, test: Any, **settings: Any) -> Scorecard:
@@ -104,8 +105,12 @@ def test_regressions_from_states_are_fitted_to_sequences_drawn_from_all() -> Non
     card = card_of(Exact(), train, test, max_sequences=100, seed=3)
     few, others = train.draw(100, seed=3), test.draw(50, seed=3)
     alone = path_integration(Exact(), few, others, hidden=(), seed=3)
-    for variant, curve in alone.items():
-        assert {m: fit.mean for m, fit in card.paths[variant].items()} == {m: fit.mean for m, fit in curve.items()}
+    for variant, curve in card.paths.items():
+        assert {m: fit.mean for m, fit in curve.items()} == {m: alone[variant][m].mean for m in curve}
+    levels = ("mean of z", "exact actions, in order", "exact actions, order-blind")
+    assert {name: list(card.paths[name]) for name in ("views only", *levels)} == {  # of one view a level is the answer
+        "views only": [1, 2, 3]
+    } | {name: [2, 3] for name in levels}
     moved = sensitivity(Exact(), few, others, hidden=(), seed=3)
     assert card.sensitivity is not None
     assert (card.sensitivity.loss, card.sensitivity.top1) == (moved.loss, moved.top1)
@@ -317,10 +322,12 @@ def test_classes_are_compared_before_anything_is_encoded() -> None:
         ({"path_rows": 1}, "at least 2; got 1"),
         ({"num_views": (2, 7)}, "from 1 to the 4 views that there are; got 7"),
         ({"num_views": (0,)}, r"num_views \(M_val\) must be .* 1.*; got 0"),
+        ({"num_views": 3}, r"lists whole numbers of views, such as \(1, 3, 5\); got 3"),
+        ({"num_views": (2.5,)}, r"lists whole numbers of views, such as \(1, 3, 5\); got \(2.5,\)"),
     ],
 )
 def test_settings_are_refused_before_anything_is_encoded(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         card_of(lambda v: pytest.fail("encoded"), world(8), world(8), **settings)
     in_turn = [iter([world(8)]) for _ in range(2)]
     if settings == {"num_views": (2, 7)}:  # known when the encoding is paid for
@@ -329,7 +336,7 @@ def test_settings_are_refused_before_anything_is_encoded(settings: dict[str, Any
         assert list(card.top1.states) == [2]
         assert card.skipped["top1, state of 7"] == "num_views (M_val) beyond the 4 views that there are"
         return
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         card_of(lambda v: v, *in_turn, **settings)
 
 
@@ -448,6 +455,42 @@ def test_the_figure_knows_the_rows_of_its_pictures(tmp_path: Path) -> None:
         expected = (near @ near[query]).argsort(descending=True)[1:6]
         torch.testing.assert_close(torch.stack(shown[1:]), z[pictured[expected]])
     assert {int(pictured[0]) < 45, int(pictured[-1]) < 45} == {True, False}
+
+
+class Counting(Exact):
+    """Notes what its aggregator is given, and how often."""
+
+    def __init__(self) -> None:
+        self.given: Counter[bytes] = Counter()
+
+    def aggregate(self, z: Tensor, e: Tensor) -> Tensor:
+        self.given[z.numpy().tobytes() + e.numpy().tobytes()] += 1
+        return super().aggregate(z, e)
+
+
+def test_no_state_of_a_card_is_made_twice() -> None:
+    model = Counting()
+    train, test = both(model)
+    card = card_of(model, train, test, num_views=(1, 2, 4))
+    assert card.skipped.keys() == {"out_of_distribution"}
+    for features in (train, test):
+        assert features.e is not None
+        for m in (1, 2, 3, 4):
+            seen, told = features.z[:, :m], features.e[:, : m - 1]
+            assert model.given[seen.numpy().tobytes() + told.numpy().tobytes()] == 1, m
+
+
+def test_displacements_lie_on_the_diagonal_where_z_tells_them_and_flat_where_it_does_not() -> None:
+    slopes = []
+    for model in (Exact(), Ignorant()):
+        axes = {axis.get_title(): axis for axis in card_of(model, *both(model)).figure().axes}
+        shown = next(axis for title, axis in axes.items() if title.startswith("displacement from z"))
+        true, read = torch.as_tensor(shown.collections[0].get_offsets().data).T
+        slopes.append(((true - true.mean()) * read).sum() / (true - true.mean()).square().sum())
+        assert any(title.startswith("displacement from states of 1") for title in axes)
+        assert shown.get_xlim() == shown.get_ylim()
+    assert slopes[0] > 0.9
+    assert abs(slopes[1]) < 0.1
 
 
 @pytest.mark.parametrize("name", seqjepa.evaluation.__all__)
