@@ -16,6 +16,7 @@ import seqjepa.data
 import seqjepa.distributed
 import seqjepa.evaluation
 import seqjepa.groups
+import seqjepa.planning
 import seqjepa.training
 
 PACKAGE = Path(seqjepa.__file__).parent
@@ -27,7 +28,7 @@ FLOORS = {
     "causal": 2, "target": 2, "data": 2, "evaluation": 2,
     "hub": 3, "baselines": 3,
     "model": 4,
-    "presets": 5, "training": 5,
+    "presets": 5, "training": 5, "planning": 5,
     "interop": 6,
 }  # fmt: skip
 
@@ -128,6 +129,7 @@ MODULES = [
     seqjepa.distributed,
     seqjepa.training,
     seqjepa.baselines,
+    seqjepa.planning,
 ]
 
 

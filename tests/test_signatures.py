@@ -65,6 +65,7 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
             from seqjepa.data import *
             from seqjepa.evaluation import *
             from seqjepa.groups import *
+            from seqjepa.planning import *
         from tests.builders import tiny_model
         g = torch.Generator().manual_seed(0)
         images, labels = torch.rand(24, 3, 16, 16, generator=g), torch.arange(24) % 2
@@ -85,6 +86,9 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
         Rotation3D.from_6d(Rotation3D.to_6d(q)), Rotation3D.from_matrix(Rotation3D.to_matrix(q))
         turned = sequences[2]._replace(labels=labels)
         card = evaluate(tiny_model(action_dim=4), turned, turned, hidden=(), progress=False)
+        for search in (CEM(4, 2, 2), MPPI(4, 2), GradientSearch(rounds=2)):
+            plan(tiny_model(action_dim=4), turned.views[:, :2], turned.actions[:, :1], turned.views[:, 2], horizon=2,
+                 group=turned.group, search=search, bounds=torch.ones(turned.group.local_dim), generator=g)
         assert list(card.skipped) == ["pre", "out_of_distribution"]
         print("checked")
         """
