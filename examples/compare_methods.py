@@ -2,7 +2,7 @@
 
     python examples/compare_methods.py                     # three seeds of 22 rows; three hours on two idle CPU cores
     python examples/compare_methods.py --preset short      # a quarter of the steps: half an hour a seed
-    python examples/compare_methods.py --only BYOL         # a part of the rows
+    python examples/compare_methods.py --only BYOL SimCLR  # a part of the rows
     python examples/compare_methods.py --preset gpu        # ResNet-18 at 128 px and the table's own heads: days
 
 All methods get the same encoder, objects, optimiser and number of steps, and each its own rate, chosen from the same
@@ -42,7 +42,7 @@ def rate_of(condition: str, preset: Preset, worlds: Worlds, folder: Path) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="how much work")
-    parser.add_argument("--only", default="", help="rows whose names begin so, such as BYOL")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so, such as BYOL VICReg")
     parser.add_argument("--seed", type=int, default=0, help="the first seed; further ones follow it")
     parser.add_argument("--seeds", type=int, help="how many, instead of the preset's")
     parser.add_argument("--output", type=Path, help="folder for the results; runs/compare/PRESET by default")
@@ -51,9 +51,10 @@ def main() -> None:
     count = preset.seeds if args.seeds is None else args.seeds
     if count < 1:
         parser.error(f"--seeds must be at least 1; got {count}")
-    rows = [condition for condition in CONDITIONS if condition.startswith(args.only)]
-    if not rows:
-        parser.error(f"--only is the beginning of a name: {', '.join(CONDITIONS)}; got {args.only}")
+    rows = [condition for condition in CONDITIONS if condition.startswith(tuple(args.only))]
+    for start in args.only:
+        if not any(condition.startswith(start) for condition in CONDITIONS):
+            parser.error(f"--only are beginnings of names: {', '.join(CONDITIONS)}; got {start}")
     folder = args.output or Path("runs/compare") / args.preset
     folder.mkdir(parents=True, exist_ok=True)
     done(folder, settings(preset))  # before any work: are they of these settings?
