@@ -38,7 +38,8 @@ def regression_r2(
       scikit-learn's `Ridge(alpha=l2 · N)` is the same.
     - otherwise an MLP with ReLU, squared error, Adam at 1e-3, batches of 256, as in SIE (of small sets a fourteenth of
       the rows, 64 at least). A tenth of the training rows is held out; training stops when three rounds (each an
-      epoch, or 64 steps) have not brought them 0.001 of R², and the averaged weights of the best round are kept. In float32: rounding is far below the noise of minibatches.
+      epoch, or 64 steps) have not brought them 0.001 of R², and the averaged weights of the best round are kept. In
+      float32: rounding is far below the noise of minibatches.
 
     An output that never varies, such as a turn about an axis that no view was turned about, has no R². It is left out,
     and named in `constant`.
