@@ -1,11 +1,14 @@
-"""Turn objects to a goal view by planning, in five minutes on two CPU cores: what a world model of views is good for.
+"""Turn objects to a goal view by planning, in ten minutes on two CPU cores: what a world model of views is good for.
 
 A small seq-JEPA learns from rendered objects and the rotations between their views, without labels or poses. Then it is
 shown one view of an object that it never saw, and a goal: another view, under a lamp and over a floor of other hues.
 It plans the turn that leads there, the turn is executed by the renderer, and the angle that is left is measured, beside
 doing nothing, a turn at random, and an untrained model's plans.
 
-    python examples/plan.py                   # a table, and runs/plan/plan.png
+    python examples/plan.py                                  # a table, and runs/plan/plan.png
+    python examples/plan.py --weights runs/plan/model.pt     # the same model again, in a minute
+
+`--weights` also takes what `reproduce_claims.py` keeps of its models, such as `objects-with_actions-0.pt`.
 
 Needs `pip install 'seqjepa[examples]'`. Nothing is downloaded.
 """
@@ -13,7 +16,6 @@ Needs `pip install 'seqjepa[examples]'`. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,8 @@ from seqjepa.data import ObjectParameters, RenderedObjects
 from seqjepa.groups import Rotation3D
 from seqjepa.planning import CEM, plan
 
-SIDE, BATCH = 32, 128
+SIDE, DIM, BATCH = 32, 16, 128
+BOUND = 1.2  # radians about each axis: a little more than most turns that were trained on
 SEARCH = CEM(samples=256, rounds=6, elites=32)
 GROUP = Rotation3D()
 
@@ -40,6 +43,10 @@ class Task(NamedTuple):
     start: ObjectParameters  # (B, 1) each
     goal: ObjectParameters
     views: Tensor  # (B, 2, 3, S, S): of start and goal
+
+    def sequence(self) -> ViewSequence:
+        """As a model is trained on."""
+        return ViewSequence(self.views, GROUP.actions(torch.cat([self.start.rotation, self.goal.rotation], dim=1)))
 
 
 def draw_task(objects: RenderedObjects, count: int, generator: torch.Generator, *, same_light: bool) -> Task:
@@ -70,13 +77,19 @@ def planned(model: SeqJEPA, task: Task, horizon: int, generator: torch.Generator
     first = task.views[:, :1]
     none = torch.zeros(len(first), 0, 4)
     return plan(
-        model, first, none, task.views[:, 1], horizon=horizon, group=GROUP, search=SEARCH, bounds=math.pi / 2,
+        model, first, none, task.views[:, 1], horizon=horizon, group=GROUP, search=SEARCH, bounds=BOUND,
         generator=generator,
     ).actions  # fmt: skip
 
 
-def learn(objects: int, steps: int, seed: int) -> tuple[SeqJEPA, SeqJEPA]:
-    """A model that has learnt from such objects, and one that has only seen them."""
+def new_model(steps: int, seed: int) -> SeqJEPA:
+    """With its first weights."""
+    torch.manual_seed(seed)
+    return with_pairs(build(SIDE, DIM, GROUP.dim, steps), GROUP)
+
+
+def learn(objects: int, steps: int, seed: int) -> SeqJEPA:
+    """A model that has learnt from so many objects."""
     pool = Pool(RenderedObjects(objects, size=SIDE), 16)
     generator = torch.Generator().manual_seed(seed)
 
@@ -84,12 +97,26 @@ def learn(objects: int, steps: int, seed: int) -> tuple[SeqJEPA, SeqJEPA]:
         rows = torch.randint(objects, (min(BATCH, objects),), generator=generator)
         return pool.sample(rows, num_views=OBSERVED + 1, generator=generator)
 
-    torch.manual_seed(seed)
-    model = with_pairs(build(SIDE, 16, 4, steps), GROUP)
+    model = new_model(steps, seed)
     recipe = small_recipe(model, steps)._replace(half=bf16_is_faster(SIDE))
-    model = train(model, batch, steps, "training", recipe)
-    torch.manual_seed(seed)
-    return model, settled(with_pairs(build(SIDE, 16, 4, steps), GROUP), batch)
+    return train(model, batch, steps, "training", recipe)
+
+
+def kept(path: Path) -> SeqJEPA:
+    """A model that was trained before."""
+    model = new_model(1, 0)
+    model.load_state_dict(torch.load(path, weights_only=True)["weights"])
+    return model.eval()
+
+
+def seen(objects: RenderedObjects, seed: int) -> SeqJEPA:
+    """An untrained model whose batch norms have seen the objects."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def batch() -> ViewSequence:
+        return draw_task(objects, len(objects), generator, same_light=False).sequence()
+
+    return settled(new_model(1, seed), batch)
 
 
 def draw(objects: RenderedObjects, task: Task, reached: ObjectParameters, shown: int) -> Figure:
@@ -111,8 +138,9 @@ def draw(objects: RenderedObjects, task: Task, reached: ObjectParameters, shown:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="of training")
-    parser.add_argument("--objects", type=int, default=1000, help="to learn from")
+    parser.add_argument("--steps", type=int, default=4000, help="of training")
+    parser.add_argument("--objects", type=int, default=2000, help="to learn from")
+    parser.add_argument("--weights", type=Path, help="of a model that was trained before, instead of training one")
     parser.add_argument("--tasks", type=int, default=240, help="objects to turn, none of them learnt from")
     parser.add_argument("--horizon", type=int, default=1, help="turns in a plan")
     parser.add_argument("--seed", type=int, default=0, help="of weights, views and plans")
@@ -121,8 +149,16 @@ def main() -> None:
     for name, least in (("steps", 2), ("objects", 32), ("tasks", 8), ("horizon", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}; got {getattr(args, name)}")
-    model, untrained = learn(args.objects, args.steps, args.seed)
+    if args.weights is not None and not args.weights.exists():
+        parser.error(f"--weights {args.weights} is not there; leave it out to train a model")
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.weights is None:
+        model = learn(args.objects, args.steps, args.seed)
+        torch.save({"weights": model.state_dict()}, args.output / "model.pt")
+    else:
+        model = kept(args.weights)
     objects = RenderedObjects(args.tasks, size=SIDE, split="val")
+    untrained = seen(objects, args.seed)
     print(f"{'angle left, degrees':<34}{'goal in its own light':>24}{'in the light of the start':>28}")
     table: dict[str, list[str]] = {}
     for same_light in (False, True):
@@ -142,7 +178,6 @@ def main() -> None:
         nearer = (left(task, reached) < left(task, task.start)).float().mean()
         table.setdefault("plans that lead nearer, %", []).append(f"{100 * nearer:.0f}")
         if not same_light:
-            args.output.mkdir(parents=True, exist_ok=True)
             draw(objects, task, reached, 8).savefig(args.output / "plan.png", dpi=120)
     for name, cells in table.items():
         print(f"{name:<34}{cells[0]:>24}{cells[1]:>28}")

@@ -266,6 +266,22 @@ def test_pairs_of_the_claims_are_views_and_the_actions_between_them() -> None:
     torch.testing.assert_close(out.loss, (plain + out.terms["pairs"]) / 2, atol=1e-6, rtol=0)
 
 
+def test_plans_are_made_executed_and_drawn_and_a_model_that_was_kept_makes_them_again(tmp_path: Path) -> None:
+    def told(*options: str) -> str:
+        command = [sys.executable, "-W", "error", "examples/plan.py", "--tasks", "8", "--output", str(tmp_path)]
+        result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    said = told("--steps", "2", "--objects", "32")
+    rows = {line[:34].strip(): line[34:].split() for line in said.splitlines() if "," in line[34:]}
+    assert {"doing nothing", "the turn of another task", "an untrained model's plan", "the plan"} <= rows.keys()
+    assert rows["doing nothing"][:3] == rows["doing nothing"][3:]  # the light changes no angle
+    assert 20 < float(rows["the plan"][0].rstrip(",")) < 150
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+    assert told("--weights", str(tmp_path / "model.pt")) == said
+
+
 def test_the_angles_of_3diebench_ood_make_the_rotations_of_its_box() -> None:
     angles = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * math.pi - math.pi / 2
     outside = torch.stack([angles[:, 0] + math.pi, math.pi - angles[:, 1], angles[:, 2] + math.pi], dim=1)
