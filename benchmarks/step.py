@@ -33,13 +33,13 @@ AVERAGED = (baselines.BYOL, baselines.ConditionalBYOL, baselines.ConvIJEPA)
 METHODS = [name for name in baselines.__all__ if hasattr(getattr(baselines, name), "from_encoder")]
 
 
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Wall time of one call, the device's queue included."""
+def seconds(work: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
+    """The time of one call, the device's queue included."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -71,12 +71,17 @@ def bare_step(
     return step
 
 
-def interleaved(works: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    works: dict[str, Callable[[], None]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Times of each piece of work, in turns, after two rounds of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 2):
         for name, work in works.items():
-            times[name].append(seconds(work, device))
+            times[name].append(seconds(work, device, clock))
     return {name: values[2:] for name, values in times.items()}
 
 
@@ -221,9 +226,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="run under bfloat16 autocast")
+    parser.add_argument("--cpu-time", action="store_true", help="instead of the clock's, on a busy machine's CPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    if device.type == "cuda" and args.cpu_time:
+        parser.error("--cpu-time counts no GPU's time; add --device cpu.")
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     what = f"T = {args.observed}" if args.method in (None, "ConvIJEPA") else args.method
@@ -232,7 +240,8 @@ def main() -> None:
     for side in args.sides:
         shape = (side, args.batch, args.observed, device, args.bf16)
         works = pieces(*shape) if args.method is None else baseline_pieces(args.method, *shape)
-        times = interleaved(works, args.rounds, device)
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        times = interleaved(works, args.rounds, device, clock)
         ratios = [a / b for a, b in zip(times["step"], times["encoder alone"], strict=True)]
         base = statistics.median(times["encoder alone"])
         column = {
