@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,9 +38,9 @@ from seqjepa import NoActions, SeqJEPA, ViewSequence
 from seqjepa.data import RenderedObjects
 from seqjepa.evaluation import (
     Features,
+    Regression,
     aggregate_states,
     extract,
-    regression_r2,
     state_transformation_r2,
     top1,
     transformation_r2,
@@ -154,20 +154,26 @@ def features(model: SeqJEPA, source: Source, count: int, draws: int, seed: int) 
     return extract(model, (source.sample(part, num_views=MEASURED, generator=generator) for part in parts))
 
 
-def measure(model: SeqJEPA, fit: Features, test: Features, seed: int) -> dict[str, float]:
-    """The rows of the table: probes learn on the training objects and are scored on the held-out ones."""
+class Measured(NamedTuple):
+    """The rows of the table, and what probes read off of the turn between two views: of z, of states of one view."""
+
+    table: dict[str, float]
+    displacements: dict[str, Regression]
+
+
+def measure(model: SeqJEPA, fit: Features, test: Features, seed: int) -> Measured:
+    """Probes learn on the training objects and are scored on the held-out ones."""
     accuracy = top1(model, fit, test, num_views=(1, 3, 5), seed=seed)
     table = {"accuracy %, z": 100 * accuracy.z.accuracy}
     table |= {f"accuracy %, state {m}": 100 * state.accuracy for m, state in accuracy.states.items()}
     of_z = transformation_r2(fit, test, seed=seed)
+    of_states = {m: state_transformation_r2(model, fit, test, num_views=m, seed=seed).relative for m in (1, 5)}
     table["R² rotation, z"] = of_z.relative.mean
-    for m in (1, 5):
-        table[f"R² rotation, state {m}"] = state_transformation_r2(
-            model, fit, test, num_views=m, seed=seed
-        ).relative.mean
+    table |= {f"R² rotation, state {m}": relative.mean for m, relative in of_states.items()}
     assert of_z.relative_degrees is not None
     assert of_z.chance_degrees is not None
-    return table | {"error °, z": of_z.relative_degrees, "error °, by chance": of_z.chance_degrees}
+    table |= {"error °, z": of_z.relative_degrees, "error °, by chance": of_z.chance_degrees}
+    return Measured(table, {"z": of_z.relative, "state": of_states[1]})
 
 
 def draw_views(figure: SubFigure, source: Source, objects: RenderedObjects) -> None:
@@ -186,40 +192,29 @@ def draw_views(figure: SubFigure, source: Source, objects: RenderedObjects) -> N
             axis.set_xlabel(f"{turn}  →", fontsize=7)
 
 
-def draw_planes(figure: SubFigure, model: SeqJEPA, fit: Features, test: Features, objects: RenderedObjects) -> None:
-    """Left: the plane of all, colours by class. Right: where the view faces, as a probe reads it off."""
+def draw_planes(
+    figure: SubFigure, model: SeqJEPA, test: Features, displacements: dict[str, Regression], objects: RenderedObjects
+) -> None:
+    """Left: the plane of all, colours by class. Right: turns between two views, as probes read them off."""
     grid = figure.subplots(2, 2)
-    last = OBSERVED - 1
-    of_both = [
-        ("z of a view", [known.z[:, last] for known in (fit, test)]),
-        (f"state of {OBSERVED}", [aggregate_states(model, known, OBSERVED) for known in (fit, test)]),
-    ]
     assert test.labels is not None
     shown = torch.randperm(len(test.z), generator=torch.Generator().manual_seed(0))[:DRAWN].to(test.z.device)
-    for axes, (name, (x, tx)) in zip(grid, of_both, strict=True):
-        across = PCA(2).fit_transform(tx[shown].cpu().numpy())
-        labels = test.labels[shown].cpu().numpy()
+    rows = {"z": test.z[:, 0], "state": aggregate_states(model, test, 5)}
+    for axes, (name, x) in zip(grid, rows.items(), strict=True):
+        across, labels = PCA(2).fit_transform(x[shown].cpu().numpy()), test.labels[shown].cpu().numpy()
         by_class = axes[0].scatter(*across.T, c=labels, cmap="tab20", vmin=-0.5, vmax=19.5, s=5, linewidths=0)
         bar = figure.colorbar(by_class, ax=axes[0], ticks=range(16), boundaries=np.arange(17) - 0.5)
         bar.ax.set_yticklabels(objects.class_names, fontsize=6)
-        axes[0].set(title=f"{name}, by class", frame_on=False, xticks=[], yticks=[])
-        probe = regression_r2(
-            x, facing(fit, last), tx, facing(test, last), hidden=(64, 64),
-            train_sources=fit.sources, test_sources=test.sources,
-        )  # fmt: skip
-        axes[1].scatter(facing(test, last)[shown].cpu(), probe.predictions[shown].cpu(), s=5, linewidths=0)
-        axes[1].plot([-1, 1], [-1, 1], ":", color="grey", linewidth=1)
-        axes[1].set(
-            title=f"where it faces, from the {name.split()[0]}: R² {probe.mean:.2f}", xlabel="left to right, true"
-        )
-        axes[1].set(ylabel="read off by a probe", xlim=(-0.8, 0.8), ylim=(-0.8, 0.8))
-    figure.suptitle("Held-out objects: two principal components, and a pose that a probe reads off")
-
-
-def facing(known: Features, view: int) -> Tensor:
-    """How far to the right a view's object looks: x of its turned front (0, −1, 0)."""
-    assert known.elements is not None
-    return -Rotation3D.to_matrix(known.elements[:, view])[:, 0, 1]
+        title = {"z": "z of a view", "state": "state of five views"}[name]
+        axes[0].set(title=f"{title}, by class", frame_on=False, xticks=[], yticks=[])
+        fit = displacements[name]
+        true, read = (turn[:DRAWN, 0].cpu().numpy() for turn in (fit.actual, fit.predictions))
+        axes[1].scatter(true, read, s=5, linewidths=0, alpha=0.6)
+        axes[1].plot([-0.7, 0.7], [-0.7, 0.7], ":", color="grey", linewidth=1)
+        title = {"z": "z of two views", "state": "two states of a view"}[name]
+        axes[1].set(title=f"turn about x, from {title}: R² {fit.per_output[0]:.2f}", xlabel="true")
+        axes[1].set(ylabel="read off by a probe", xlim=(-0.75, 0.75), ylim=(-0.75, 0.75))
+    figure.suptitle("Held-out objects: two principal components, and the turn between two views (x of its quaternion)")
 
 
 def draw(model: SeqJEPA, held_out: Source, objects: RenderedObjects, fit: Features, test: Features, path: Path) -> None:
@@ -227,7 +222,7 @@ def draw(model: SeqJEPA, held_out: Source, objects: RenderedObjects, fit: Featur
     figure = Figure(figsize=(14, 7), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.66, 1])[0]
     draw_views(left, held_out, objects)
-    draw_planes(right, model, fit, test, objects)
+    draw_planes(right, model, test, displacements, objects)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"Figure saved as {path}")
@@ -276,9 +271,9 @@ def main() -> None:
         train(model, batch, steps, NAMES[with_actions], recipe)
         fit = features(model, source, settings.probed, 2, args.seed + 1)
         test = features(model, held_out, settings.held_out, 4, args.seed + 2)
-        columns[NAMES[with_actions]] = measure(model, fit, test, args.seed)
+        columns[NAMES[with_actions]], displacements = measure(model, fit, test, args.seed)
         if with_actions:
-            draw(model, held_out, others, fit, test, args.output / "objects3d.png")
+            draw(model, held_out, others, test, displacements, args.output / "objects3d.png")
     report(columns)
 
 
