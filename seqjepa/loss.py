@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqjepa._checks import check_axes, check_mask
 from seqjepa._modes import autocast
-from seqjepa.distributed import all_reduce, rank
+from seqjepa.distributed import all_reduce, rank, world_size
 from seqjepa.functional import cosine_distance, mse_distance, smooth_l1_distance
 
 __all__ = [
@@ -211,10 +211,16 @@ class VarianceCovariance(nn.Module):
             x = torch.where(counts > 0, x, 0)  # NaN in the padding stays there
             total, n = self._over_ranks(torch.cat([x.sum(0), counts.sum(0)])).tensor_split([x.shape[1]])
             x = (x - total / n) * counts
-            covariance = self._over_ranks(x.T @ x) / (n - 1).clamp(min=1)
-            diagonal = covariance.diagonal()
+            n = (n - 1).clamp(min=1)
+            if x.shape[0] < x.shape[1] and not (self.training and world_size() > 1):
+                # Wider than it is high: ‖X Xᵀ‖ = ‖Xᵀ X‖ of a smaller matrix. Its rows are of this process alone.
+                diagonal = x.square().sum(0) / n
+                off_diagonal = ((x @ x.T / n).square().sum() - diagonal.square().sum()) / x.shape[1]
+            else:
+                covariance = self._over_ranks(x.T @ x) / n
+                diagonal = covariance.diagonal()
+                off_diagonal = (covariance - diagonal.diag()).square().sum() / x.shape[1]
             spread = (self.std - (diagonal + self.eps).sqrt()).relu().mean()
-            off_diagonal = (covariance - diagonal.diag()).square().sum() / x.shape[1]
         loss = self.variance_weight * spread + self.covariance_weight * off_diagonal
         return LossOutput(loss, {"variance": spread.detach(), "covariance": off_diagonal.detach()})
 
