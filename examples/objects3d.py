@@ -210,7 +210,14 @@ def draw_planes(
     figure.suptitle("Held-out objects: two principal components, and the turn between two views (x of its quaternion)")
 
 
-def draw(model: SeqJEPA, held_out: Source, objects: RenderedObjects, fit: Features, test: Features, path: Path) -> None:
+def draw(
+    model: SeqJEPA,
+    held_out: Source,
+    objects: RenderedObjects,
+    test: Features,
+    displacements: dict[str, Regression],
+    path: Path,
+) -> None:
     """Left: sequences of views. Right: z and state of held-out objects."""
     figure = Figure(figsize=(14, 7), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.66, 1])[0]
