@@ -211,8 +211,8 @@ def draw_planes(
         true, read = (turn[:DRAWN, 0].cpu().numpy() for turn in (fit.actual, fit.predictions))
         axes[1].scatter(true, read, s=5, linewidths=0, alpha=0.6)
         axes[1].plot([-0.7, 0.7], [-0.7, 0.7], ":", color="grey", linewidth=1)
-        title = {"z": "z of two views", "state": "two states of a view"}[name]
-        axes[1].set(title=f"turn about x, from {title}: R² {fit.per_output[0]:.2f}", xlabel="true")
+        title = {"z": "z", "state": "states of one view"}[name]
+        axes[1].set(title=f"turn about x, {title}: R² {fit.per_output[0]:.2f}", xlabel="true")
         axes[1].set(ylabel="read off by a probe", xlim=(-0.75, 0.75), ylim=(-0.75, 0.75))
     figure.suptitle("Held-out objects: two principal components, and the turn between two views (x of its quaternion)")
 
