@@ -185,6 +185,26 @@ def test_what_is_kept_never_gets_worse_nor_is_worse_than_doing_nothing(search: S
     assert (found.cost <= doing_nothing + 1e-5).all()
 
 
+@pytest.mark.parametrize("search", [CEM(4, 1, 2), GradientSearch(rounds=1, samples=2)], ids=repr)
+def test_at_the_goal_already_one_stays(search: Search) -> None:
+    world, z, _, _ = linear(4, 2)
+    none = torch.zeros(3, 0, 2, dtype=torch.float64)
+    found = plan(world, z[:, None], none, z, horizon=2, search=search, cost=MSEDistance(), generator=generator())
+    assert not found.actions.any()
+    assert not found.cost.any()
+
+
+def test_a_step_too_far_is_not_kept() -> None:
+    def objective(v: Tensor) -> Tensor:
+        return v.square().sum((2, 3))
+
+    start = torch.full((2, 1, 1), 0.1, dtype=torch.float64)
+    search = GradientSearch(rate=10.0, rounds=4, samples=1)
+    found, history = search(objective, start, None, None)
+    assert torch.equal(found, start)
+    torch.testing.assert_close(history, torch.full((4, 2), 0.01).double())
+
+
 @searches
 def test_a_constant_in_the_cost_changes_nothing(search: Any) -> None:
     world, z, goal, _ = linear(4, 2)
