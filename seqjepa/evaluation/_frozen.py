@@ -16,7 +16,10 @@ from seqjepa._modes import eval_mode
 
 __all__ = ["ROWS", "Remembering", "call", "evaluating", "modules_of", "to_weights", "unwrapped", "widened"]
 
-PARTS = {"encode": "encoder", "embed": "embedder", "aggregate": "aggregator", "predict": "predictor"}
+PARTS = {
+    "encode": "encoder", "embed": "embedder", "aggregate": "aggregator", "aggregate_prefixes": "aggregator",
+    "predict": "predictor",
+}  # fmt: skip
 ROWS = 4096  # sources or rows at a time where a batch size is not given
 
 

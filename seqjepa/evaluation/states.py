@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from seqjepa._checks import unwrap
 from seqjepa.evaluation._frozen import Remembering, call
 from seqjepa.evaluation.features import Features
 
@@ -54,7 +55,20 @@ def aggregate_states(
     def make() -> Tensor:
         return call(model, "aggregate", z[:, start:stop], e[:, start : stop - 1])
 
-    return model.remembered(features, (start, stop), make) if own and isinstance(model, Remembering) else make()
+    if not own or not isinstance(model, Remembering):
+        return make()
+    if start == 0 and _in_one_pass(model):
+        own_e = features.e
+        every = model.remembered(features, "prefixes", lambda: call(model, "aggregate_prefixes", features.z, own_e))
+        return every[:, num_views - 1]
+    return model.remembered(features, (start, stop), make)
+
+
+def _in_one_pass(model: Remembering) -> bool:
+    """Whether the aggregator makes states of all lengths at once, as a causal one does."""
+    aggregator = getattr(model, "aggregator", None)
+    causal = isinstance(aggregator, nn.Module) and hasattr(unwrap(aggregator), "prefixes")
+    return causal and hasattr(model, "aggregate_prefixes")
 
 
 def blank_views(features: Features, train: Features) -> Float[Tensor, "N V D"]:

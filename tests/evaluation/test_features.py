@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from seqjepa import StopGradientTarget, ViewSequence
+from seqjepa import CausalAggregator, StopGradientTarget, ViewSequence
 from seqjepa.data import AugmentedViews, RotatedViews, ViewLoader
 from seqjepa.evaluation import Features, aggregate_states, extract, prediction_retrieval_error, top1
+from seqjepa.evaluation._frozen import Remembering
 from seqjepa.evaluation._others import distance_to_others, of_other_sources
 from seqjepa.functional import cosine_distance
 from seqjepa.groups import Crop, Group, Hue, Product, Rotation3D, Scale, Translation
@@ -475,3 +476,22 @@ def test_parameters_in_a_dict_are_read_as_those_in_a_tuple_and_cut_with_their_ro
     features = extract(lambda v: v, sequence, batch_size=3)
     assert features.elements is not None
     torch.testing.assert_close(features.elements, elements)
+
+
+def test_a_causal_aggregator_makes_the_states_of_a_card_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    aggregator = CausalAggregator(12, depth=2, heads=2)
+    model = tiny_model(aggregator=aggregator).eval()
+    features = extract(model, ViewSequence(torch.rand(9, 5, 3, 8, 8), torch.randn(9, 4, 3)))
+    alone = [aggregate_states(model, features, m) for m in range(1, 6)]
+    passes, whole = Counter[str](), aggregator.prefixes
+
+    def counted(*inputs: Tensor) -> Tensor:
+        passes["prefixes"] += 1
+        return whole(*inputs)
+
+    monkeypatch.setattr(aggregator, "prefixes", counted)
+    monkeypatch.setattr(aggregator, "forward", lambda *_: pytest.fail("a pass for one length"))
+    card = Remembering(model, of=(features,))
+    for m, state in enumerate(alone, start=1):
+        torch.testing.assert_close(aggregate_states(card, features, m), state, atol=1e-5, rtol=0)
+    assert passes == {"prefixes": 1}
