@@ -45,7 +45,8 @@ def test_every_step_has_an_action_of_a_numbers(kind: str, b: int, t: int, half: 
     inverse = built(kind, 2 * half).train(training)
     actions, loss, terms = inverse.infer(*ends(b, t))
     assert actions.shape == inverse(*ends(b, t)).shape == (b, t, 2 * half)
-    assert loss.shape == () and loss.isfinite()
+    assert loss.shape == ()
+    assert loss.isfinite()
     assert actions.dtype == loss.dtype == torch.float64
     assert all(term.shape == () and not term.requires_grad for term in terms.values())
 
@@ -88,7 +89,8 @@ def test_without_a_bottleneck_it_is_an_mlp_on_both_views() -> None:
         hidden = layer(hidden)
     actions, loss, terms = inverse.infer(z, z_next)
     torch.testing.assert_close(actions, hidden)
-    assert loss.item() == 0 and terms == {}
+    assert loss.item() == 0
+    assert terms == {}
 
 
 @pytest.mark.parametrize("kind", ["none", "gaussian"])
@@ -97,7 +99,9 @@ def test_actions_of_no_numbers_are_no_actions(kind: str) -> None:
     z, z_next = ends()
     actions, loss, terms = inverse.infer(z, z_next)
     assert torch.equal(actions, NoActions()(torch.randn(3, 2, 4, dtype=torch.float64)))
-    assert not list(inverse.parameters()) and loss.item() == 0 and terms == {}
+    assert not list(inverse.parameters())
+    assert loss.item() == 0
+    assert terms == {}
     model = tiny_model(embedder=NoActions()).eval()
     views, true = sequence(observed=2)
     inferred = inverse(torch.randn(len(views), 2, D), torch.randn(len(views), 2, D))
@@ -268,7 +272,8 @@ def test_exchange_gives_each_row_its_neighbour_s_and_twice_nothing(pairs: int, t
 def test_the_gradient_of_an_exchanged_action_reaches_the_neighbour() -> None:
     actions = torch.randn(4, 2, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(InverseModel.exchange(actions)[2].sum(), actions)
-    assert gradient[3].eq(1).all() and gradient[:3].eq(0).all()
+    assert gradient[3].eq(1).all()
+    assert gradient[:3].eq(0).all()
 
 
 @pytest.mark.parametrize("kind", ["none", "gaussian", "codes"])
@@ -280,7 +285,8 @@ def test_a_model_learns_through_inferred_actions(kind: str) -> None:
     actions, loss, _ = inverse.infer(z[:, :-1], z[:, 1:])
     (model(views, actions).loss + loss).backward()
     for name, parameter in [*inverse.named_parameters(), *model.encoder.named_parameters()]:
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_with_true_actions_it_is_a_regulariser_with_a_gradient_for_both_views() -> None:
@@ -289,8 +295,9 @@ def test_with_true_actions_it_is_a_regulariser_with_a_gradient_for_both_views() 
     z, z_next = (x.requires_grad_() for x in ends(8))
     turns = Rotation3D.random(8, 2).double()
     nn.functional.mse_loss(inverse(z, z_next), group.log(turns)).backward()
-    assert z.grad is not None and (z.grad != 0).any(dim=2).all()
-    assert z_next.grad is not None and (z_next.grad != 0).any(dim=2).all()
+    for end in (z, z_next):
+        assert end.grad is not None
+        assert (end.grad != 0).any(dim=2).all()
 
 
 @kinds
@@ -336,10 +343,10 @@ def test_an_odd_batch_cannot_be_exchanged() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"dim": 0}, {"action_dim": -1}, {"hidden_dim": 0}, {"depth": 0}])
-def test_sizes_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+def test_sizes_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(ValueError, match=rf"action_dim at least 0; got .*\b{name}={value}\b"):
-        InverseModel(**{"dim": 4, "action_dim": 2} | wrong)
+        InverseModel(**{"dim": 4, "action_dim": 2, **wrong})
     assert InverseModel(1, 1, hidden_dim=1, depth=1)(torch.randn(1, 1, 1), torch.randn(1, 1, 1)).shape == (1, 1, 1)
 
 
