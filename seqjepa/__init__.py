@@ -5,6 +5,7 @@ from seqjepa.actions import ActionEmbedder, NoActions, RawActions
 from seqjepa.aggregator import SequenceAggregator
 from seqjepa.causal import CausalAggregator
 from seqjepa.functional import CosineSchedule
+from seqjepa.inverse import GaussianBottleneck, InverseModel, VectorQuantizer
 from seqjepa.loss import SeqJEPALoss, SIGReg, VarianceCovariance
 from seqjepa.model import SeqJEPA
 from seqjepa.predictor import ConditionedPredictor
@@ -18,6 +19,8 @@ __all__ = [
     "ConditionedPredictor",
     "CosineSchedule",
     "EMATarget",
+    "GaussianBottleneck",
+    "InverseModel",
     "NoActions",
     "OnlineTarget",
     "RawActions",
@@ -28,6 +31,7 @@ __all__ = [
     "SequenceAggregator",
     "StopGradientTarget",
     "VarianceCovariance",
+    "VectorQuantizer",
     "ViewSequence",
     "interop",
     "presets",

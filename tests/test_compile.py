@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from seqjepa import (
     CausalAggregator,
     EMATarget,
+    GaussianBottleneck,
+    InverseModel,
     NoActions,
     OnlineTarget,
     SeqJEPA,
@@ -18,6 +20,7 @@ from seqjepa import (
     SIGReg,
     StopGradientTarget,
     VarianceCovariance,
+    VectorQuantizer,
 )
 from tests.baselines.builders import tiny
 from tests.builders import TinyEncoder, sequence, tiny_model
@@ -105,6 +108,17 @@ def test_compiled_methods_agree(causal: bool) -> None:
     z, e = model.encode(views), model.embed(actions)
     prefixes: Any = torch.compile(model.aggregate_prefixes, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(prefixes(z, e), model.aggregate_prefixes(z, e))
+
+
+@pytest.mark.parametrize("bottleneck", [None, GaussianBottleneck(), VectorQuantizer(4, 2)], ids=type)
+def test_an_inverse_model_compiles(bottleneck: nn.Module | None) -> None:
+    inverse = InverseModel(8, 4, copy.deepcopy(bottleneck), hidden_dim=16)
+    inputs = torch.randn(6, 3, 8), torch.randn(6, 3, 8), torch.rand(6, 3) > 0.3
+    infer: Any = torch.compile(inverse.infer, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    expected = inverse.infer(*inputs)
+    torch.manual_seed(0)
+    torch.testing.assert_close(infer(*inputs), expected)
 
 
 class Call(nn.Module):

@@ -25,7 +25,7 @@ PACKAGE = Path(seqjepa.__file__).parent
 FLOORS = {
     "types": 0, "functional": 0, "_checks": 0, "_files": 0, "_modes": 0, "_shards": 0, "distributed": 0,
     "groups": 1, "encoders": 1, "actions": 1, "aggregator": 1, "predictor": 1, "loss": 1, "mean_aggregate": 1,
-    "causal": 2, "target": 2, "data": 2, "evaluation": 2,
+    "causal": 2, "inverse": 2, "target": 2, "data": 2, "evaluation": 2,
     "hub": 3, "baselines": 3,
     "model": 4,
     "presets": 5, "training": 5, "planning": 5,

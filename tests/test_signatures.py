@@ -49,6 +49,11 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
                     model.aggregator.step(tokens[:, 0], tokens[:, 0], cache, torch.tensor([True, False]))
                 else:
                     model.aggregator.attention(tokens)
+        for bottleneck in (None, GaussianBottleneck(), VectorQuantizer(3, 2)):
+            inverse = InverseModel(8, 4, bottleneck)
+            for mask in (None, torch.ones(6, 3, dtype=torch.bool)):
+                inverse.infer(torch.randn(6, 3, 8), torch.randn(6, 3, 8), mask).loss
+            inverse.exchange(inverse(torch.randn(6, 3, 8), torch.randn(6, 3, 8))).sum().backward()
         ViewSequence(*sequence())
         functional.cosine_distance(torch.randn(3), torch.randn(3))
         assert encoders.feature_width(TinyEncoder(), (3, 8, 8)) == 8
