@@ -7,6 +7,7 @@ from seqjepa.causal import CausalAggregator
 from seqjepa.functional import CosineSchedule
 from seqjepa.loss import SeqJEPALoss, SIGReg, VarianceCovariance
 from seqjepa.model import SeqJEPA
+from seqjepa.objectives import pair_loss, random_observed, rollout_loss
 from seqjepa.predictor import ConditionedPredictor
 from seqjepa.target import EMATarget, OnlineTarget, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput, ViewSequence
@@ -30,5 +31,8 @@ __all__ = [
     "VarianceCovariance",
     "ViewSequence",
     "interop",
+    "pair_loss",
     "presets",
+    "random_observed",
+    "rollout_loss",
 ]
