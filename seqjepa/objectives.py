@@ -105,7 +105,7 @@ def pair_loss(
             f"shape {tuple(out.z.shape)}. Call out = model(views, actions) on the same batch."
         )
     distance = _distance(model)
-    sources, observed = actions.shape[:2]
+    observed = actions.shape[1]
     further = 1 + int(torch.randint(observed, (), generator=generator, device="cpu"))
     second = (torch.arange(observed, device=views.device) + further) % (observed + 1)
 
