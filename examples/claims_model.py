@@ -21,8 +21,8 @@ from seqjepa import (
     SequenceAggregator,
     VarianceCovariance,
     ViewSequence,
+    pair_loss,
 )
-from seqjepa.functional import cosine_distance
 from seqjepa.groups import Group
 
 EMBED = 32  # E, numbers of an embedded action
@@ -54,19 +54,10 @@ class PairedSeqJEPA(SeqJEPA):
     group: Group
 
     def forward(self, views: Tensor, actions: Tensor, mask: Tensor | None = None) -> SeqJEPAOutput:
-        """As `SeqJEPA.forward`, without mask."""
+        """As `SeqJEPA.forward`."""
         out = super().forward(views, actions, mask)
-        assert self.target is not None
-        sources, observed = out.z.shape[:2]
-        target = torch.stack([*self.target(views[:, :-1].flatten(0, 1)).unflatten(0, (sources, observed)).unbind(1),
-                              out.target], dim=1)  # fmt: skip
-        along = torch.stack([self.group.path_composition(actions[:, :t]) for t in range(observed + 1)], dim=1)
-        first = torch.arange(observed, device=views.device)
-        second = (first + 1 + int(torch.randint(observed, ()))) % (observed + 1)
-        e = self.embed(self.group.compose(self.group.inverse(along[:, first]), along[:, second])).flatten(0, 1)
-        state = self.aggregate(out.z.flatten(0, 1)[:, None], e[:, None][:, :0])
-        distance = cosine_distance(self.predict(state, e), target[:, second].flatten(0, 1)).mean()
-        return out._replace(loss=(out.loss + distance) / 2, terms=out.terms | {"pairs": distance.detach()})
+        loss, terms = pair_loss(self, out, views, actions, self.group, mask=mask)
+        return out._replace(loss=(out.loss + loss) / 2, terms=out.terms | terms)
 
 
 def build(

@@ -8,6 +8,7 @@ from seqjepa.functional import CosineSchedule
 from seqjepa.inverse import GaussianBottleneck, InverseModel, VectorQuantizer
 from seqjepa.loss import SeqJEPALoss, SIGReg, VarianceCovariance
 from seqjepa.model import SeqJEPA
+from seqjepa.objectives import pair_loss, random_observed, rollout_loss
 from seqjepa.predictor import ConditionedPredictor
 from seqjepa.target import EMATarget, OnlineTarget, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput, ViewSequence
@@ -34,5 +35,8 @@ __all__ = [
     "VectorQuantizer",
     "ViewSequence",
     "interop",
+    "pair_loss",
     "presets",
+    "random_observed",
+    "rollout_loss",
 ]

@@ -28,7 +28,7 @@ FLOORS = {
     "causal": 2, "inverse": 2, "target": 2, "data": 2, "evaluation": 2,
     "hub": 3, "baselines": 3,
     "model": 4,
-    "presets": 5, "training": 5, "planning": 5,
+    "presets": 5, "training": 5, "planning": 5, "objectives": 5,
     "interop": 6,
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_every_public_call_keeps_the_shapes_it_promises() -> None:
     result = run(
         """
+        from seqjepa.groups import Translation
         from tests.builders import TinyEncoder, sequence, tiny_model
         def models():
             encoder = TinyEncoder()
@@ -41,6 +42,11 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
                     model(views, actions, mask).loss.backward()
                 model.update_target()
                 model.imagine(views[:, :t], actions[:, :t - 1], actions[:, t - 1:])
+                vectors = Translation(3)
+                pair_loss(model, model(views, actions), views, actions, vectors).loss.backward()
+                pair_loss(model, model(views, actions, mask), views, actions, vectors, mask=mask)
+                rollout_loss(model, views, actions, observed=1, horizon=t).loss.backward()
+                random_observed(views, actions)
                 z, e = model.encode(views), model.embed(actions)
                 model.aggregate_prefixes(z, e), model.aggregate_prefixes(z[:, :t], e[:, 1:], mask)
                 tokens = torch.randn(2, t, model.aggregator.dim)
