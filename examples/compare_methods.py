@@ -1,12 +1,12 @@
 """seq-JEPA beside the methods of the paper's table, in one loop and one table.
 
-    python examples/compare_methods.py                     # three seeds of 22 rows; three hours on two idle CPU cores
-    python examples/compare_methods.py --preset short      # a quarter of the steps: half an hour a seed
+    python examples/compare_methods.py                     # three seeds of 22 rows; some four hours on two CPU cores
+    python examples/compare_methods.py --preset short      # a quarter of the steps: an hour for the first seed
     python examples/compare_methods.py --only BYOL SimCLR  # a part of the rows
     python examples/compare_methods.py --preset gpu        # ResNet-18 at 128 px and the table's own heads: days
 
 All methods get the same encoder, objects, optimiser and number of steps, and each its own rate, chosen from the same
-three on other objects. Rows named "two pairs" see four views a step as seq-JEPA does, and cost as much. Each run writes
+four on other objects. Rows named "two pairs" see four views a step as seq-JEPA does, and cost as much. Each run writes
 its numbers when it is done, and is not done again: stop it when you like, and start it again.
 
 Needs `pip install 'seqjepa[examples]'`. Nothing is downloaded.
