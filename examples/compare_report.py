@@ -89,24 +89,29 @@ def values(runs: Mapping[int, Seed], condition: str, column: str) -> list[float]
 
 def draw(runs: Mapping[int, Seed]) -> Figure:
     """The plane of accuracy and R², as in the paper: ours with a dot a seed, and the published table."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     ours, published = figure.subplots(1, 2)
-    for name, method in METHODS.items():
-        x, y = (values(runs, name, column) for column in (R2, Z))
-        if x:
-            point(ours, name, x, y)
-        if method.paper is not None:
-            point(published, name, [method.paper[1]], [method.paper[0]])
+    here = {name: (values(runs, name, R2), values(runs, name, Z)) for name in METHODS}
+    there = {name: ([m.paper[1]], [m.paper[0]]) for name, m in METHODS.items() if m.paper is not None}
+    plane(ours, {name: xy for name, xy in here.items() if xy[0]})
+    plane(published, there)
     ours.set(title="here: z of one view", xlabel="R² of the relative rotation", ylabel="top-1 %")
     published.set(title="published, 3DIEBench", xlabel="R² of the relative rotation")
-    for axis in (ours, published):
-        axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def point(axis: Axes, name: str, x: list[float], y: list[float]) -> None:
-    """A dot a seed, and the name at their mean."""
-    color = "tab:red" if name.startswith(SEQJEPA) else "0.6" if name == UNTRAINED else "tab:blue"
-    axis.plot(x, y, ".", color=color, markersize=7 if len(x) == 1 else 5)
-    where = statistics.fmean(x), statistics.fmean(y)
-    axis.annotate(name, where, xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
+def plane(axis: Axes, points: Mapping[str, tuple[list[float], list[float]]]) -> None:
+    """A dot a seed, and the names at their means, moved up where they would lie upon one another."""
+    means = {name: (statistics.fmean(x), statistics.fmean(y)) for name, (x, y) in points.items()}
+    wide, high = (max(c) - min(c) or 1.0 for c in zip(*means.values(), strict=True))
+    placed: list[tuple[float, float]] = []
+    for name, (x, y) in sorted(means.items(), key=lambda item: item[1][1]):
+        color = "tab:red" if name.startswith(SEQJEPA) else "0.6" if name == UNTRAINED else "tab:blue"
+        axis.plot(*points[name], ".", color=color, markersize=5)
+        at = y
+        while any(abs(x - px) < 0.45 * wide and abs(at - py) < 0.032 * high for px, py in placed):
+            at += 0.008 * high
+        placed.append((x, at))
+        axis.annotate(name, (x, y), (x + 0.02 * wide, at), fontsize=7, color=color, va="center")
+    axis.margins(x=0.22, y=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
