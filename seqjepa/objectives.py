@@ -120,7 +120,7 @@ def pair_loss(
         actions = torch.where(between[..., None], actions, identity)
         z, target = torch.where(mask[..., None], z, 0), torch.where(counts[..., None], target, 0)
 
-    along = _from_the_first(actions, group)  # (B, T+1, A)
+    along = group.along(actions)  # (B, T+1, A)
     e = model.embed(group.compose(group.inverse(along[:, :-1]), along[:, second])).flatten(0, 1)  # (B·T, E)
     state = model.aggregate(z.flatten(0, 1)[:, None], e[:, None][:, :0])  # (B·T, S)
     distances = distance(model.predict(state, e), target[:, second].flatten(0, 1))  # (B·T,)
@@ -257,11 +257,3 @@ def _observed_targets(model: Any, out: SeqJEPAOutput, views: Tensor) -> Tensor:
     if isinstance(target, StopGradientTarget):
         return out.z.detach()
     return model.target(views[:, :-1].flatten(0, 1)).unflatten(0, out.z.shape[:2])
-
-
-def _from_the_first(actions: Tensor, group: Group) -> Tensor:
-    """The action that leads from the first view to each, (B, T, A) → (B, T+1, A)."""
-    along = [group.path_composition(actions[:, :0])]
-    for action in actions.unbind(1):
-        along.append(group.compose(along[-1], action))
-    return torch.stack(along, dim=1)

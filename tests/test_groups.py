@@ -619,3 +619,12 @@ def test_defaults_of_torch_change_no_operation(group: Group) -> None:
     for name, element in expected.items():
         assert (got[name].dtype, got[name].device) == (element.dtype, element.device), name
         assert torch.equal(got[name], element), name
+
+
+def test_the_actions_along_a_path_are_the_compositions_of_its_beginnings() -> None:
+    group = Rotation3D()
+    actions = Rotation3D.random(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    along = group.along(actions)
+    assert along.shape == (3, 2, 6, 4)
+    for t in range(6):
+        torch.testing.assert_close(along[:, :, t], group.path_composition(actions[:, :, :t]))

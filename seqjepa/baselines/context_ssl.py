@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from seqjepa._checks import check_axes
 from seqjepa._modes import fresh_casts
 from seqjepa.actions import RawActions
-from seqjepa.baselines._base import BaselineOutput, Predictive, check_weights, setting, told
+from seqjepa.baselines._base import BaselineOutput, Predictive, check_weights, embedding, setting, told
 from seqjepa.baselines.contrast import NTXent, over_pairs
 from seqjepa.baselines.in_context import InContext
 from seqjepa.baselines.pair_transformer import PairTransformer, after_context, causal_pairs, pair_tokens, token
@@ -149,8 +149,7 @@ class ContextSSL(Predictive):
         poses = setting(settings, {"comparison": False, "paper": True})
         size, dim = told(action_dim, cls.__name__), feature_width(encoder, view_shape)
         width, out = widths or (2048, dim)
-        embedder = RawActions(size) if embedder is None else embedder
-        embed_dim: int = embedder.embed_dim  # type: ignore[assignment]
+        embedder, embed_dim = embedding(RawActions(size) if embedder is None else embedder, size, cls.__name__)
         transformer = PairTransformer(dim + embed_dim, width, out)
         return cls(
             encoder,

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqjepa._checks import check_axes
 from seqjepa.groups import Group
 
 __all__ = ["Paired", "ViewPairs"]
@@ -96,7 +95,7 @@ class ViewPairs:
     def _random(self, views: Float[Tensor, "B views *image"], actions: Float[Tensor, "B T A"]) -> Paired:
         assert self.group is not None
         taken = self._drawn(len(views), views.shape[1]).to(views.device, non_blocking=True)  # (B, 2)
-        along = between_first_and_each(self.group, actions)
+        along = self.group.along(actions)
         rows = torch.arange(len(views), device=views.device)[:, None]
         start, end = along[rows, taken].unbind(1)
         composed = self.group.compose(self.group.inverse(start), end)
@@ -110,12 +109,3 @@ class ViewPairs:
     def __repr__(self) -> str:
         """As it is built."""
         return f"ViewPairs({self.policy!r}, group={self.group!r})"
-
-
-def between_first_and_each(group: Group, actions: Float[Tensor, "B T A"]) -> Float[Tensor, "B views A"]:
-    """The action from the first view to each, the first itself too."""
-    check_axes("actions", actions, "B T A")
-    path = [group.identity(dtype=actions.dtype, device=actions.device).expand(len(actions), -1)]
-    for t in range(actions.shape[1]):
-        path.append(group.compose(path[-1], actions[:, t]))
-    return torch.stack(path, dim=1)

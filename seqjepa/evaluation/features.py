@@ -103,11 +103,7 @@ class Features:
                 "Relative transformations need to know what an action is; these features have no group. "
                 "Give the ViewSequence its group, such as seqjepa.groups.Rotation3D()."
             )
-        start = self.group.identity(dtype=self.actions.dtype, device=self.actions.device)
-        path = [start.expand(len(self.actions), -1)]
-        for t in range(self.actions.shape[1]):
-            path.append(self.group.compose(path[-1], self.actions[:, t]))
-        return torch.stack(path, dim=1)
+        return self.group.along(self.actions)
 
     def relative(self, i: Int[Tensor, "N"] | int, j: Int[Tensor, "N"] | int) -> Float[Tensor, "N A"]:
         """The action that leads from view i to view j of each source: by composition of the actions between."""

@@ -118,6 +118,16 @@ class Group(ABC):
             total = self.compose(total, actions[..., t, :])
         return total
 
+    def along(self, actions: Float[Tensor, "*B T A"]) -> Float[Tensor, "*B T_plus_1 A"]:
+        """The action from the view before a path to each view on it, (…, T, A) → (…, T+1, A); first the identity.
+
+        The last is [`path_composition`][seqjepa.groups.Group.path_composition].
+        """
+        path = [self.path_composition(actions[..., :0, :])]
+        for t in range(actions.shape[-2]):
+            path.append(self.compose(path[-1], actions[..., t, :]))
+        return torch.stack(path, dim=-2)
+
     def _check(self, **elements: Tensor) -> None:
         check_elements(type(self).__name__, self.dim, **elements)
 
