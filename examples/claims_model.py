@@ -16,17 +16,14 @@ from seqjepa import (
     EMATarget,
     NoActions,
     SeqJEPA,
-    SeqJEPALoss,
     SeqJEPAOutput,
     SequenceAggregator,
-    VarianceCovariance,
     ViewSequence,
     pair_loss,
 )
 from seqjepa.groups import Group
 
 EMBED = 32  # E, numbers of an embedded action
-DECORRELATE = 0.05  # weight of the covariance between features
 Batch = Callable[[], ViewSequence]
 
 
@@ -76,12 +73,8 @@ def build(
 
 
 def with_pairs(model: SeqJEPA, group: Group) -> PairedSeqJEPA:
-    """The model with two changes of the loss: pairs of views, and features that are kept different from one another.
-
-    Each alone lets more of a rotation into z, and both together all of its axes.
-    """
-    loss = SeqJEPALoss(regularizer=VarianceCovariance(0.0, DECORRELATE))
-    paired = PairedSeqJEPA(model.encoder, model.embedder, model.aggregator, model.predictor, model.target, loss)
+    """The same parts, trained on pairs of views, too: more of a rotation enters z, and no more of it without actions."""
+    paired = PairedSeqJEPA(model.encoder, model.embedder, model.aggregator, model.predictor, model.target)
     paired.group = group
     return paired
 
