@@ -73,7 +73,7 @@ def build(
 
 
 def with_pairs(model: SeqJEPA, group: Group) -> PairedSeqJEPA:
-    """The same parts, trained on pairs of views, too: more of a rotation enters z, and no more of it without actions."""
+    """The same parts, trained on pairs of views, too: more of a rotation enters z, no more of it without actions."""
     paired = PairedSeqJEPA(model.encoder, model.embedder, model.aggregator, model.predictor, model.target)
     paired.group = group
     return paired
