@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,7 @@ def evaluate(
     autocast: torch.dtype | None = torch.bfloat16,
     max_sequences: int = 2000,
     path_rows: int | None = None,
+    leave_out: Collection[str] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> Scorecard:
@@ -173,6 +174,8 @@ def evaluate(
         path_rows: fit path integration to so many sequences, drawn anew from the views of each source by
             [`redraw`][seqjepa.evaluation.redraw] (half as many to score): 20,000 measure what a state holds, at some
             seconds a curve. None: to the sequences as they are, `max_sequences` at most.
+        leave_out: measures that are not wanted, by their names on the card: `("paths", "from_states", "invariance")`
+            take most of the time.
         seed: of draws, pairs, probes, shuffles and intervals.
         progress: show a progress bar, if tqdm is installed.
 
@@ -183,9 +186,9 @@ def evaluate(
         ValueError: an untrained model of other shapes than the model, or with the model's own weights; sequences that
             are empty, or differ in length between train and test; features that are not finite;
             labels of another number than the sequences; a class of the test that training lacks, where all labels are
-            known beforehand; a loader that leaves items out; settings below their least.
-        TypeError: labels that are no integers; num_views that are no sequence of integers; an untrained model that is
-            neither a model nor makes one.
+            known beforehand; a loader that leaves items out; settings below their least; measures that are unknown.
+        TypeError: labels that are no integers; num_views that are no sequence of integers; one name for leave_out; an
+            untrained model that is neither a model nor makes one.
 
     Examples:
         >>> import torch
@@ -199,6 +202,7 @@ def evaluate(
         40 training and 40 test sources, 3 views each; ...
     """
     _check_settings(hidden, max_sequences, path_rows, num_views)
+    _check_left_out(leave_out)
     for sequences in (train, test, ood):
         check_given(sequences)
     (train_labels, train_views), (test_labels, test_views) = _known(train), _known(test)
@@ -213,7 +217,7 @@ def evaluate(
     lengths, skipped = _lengths(fit, score, num_views)
     settings: dict[str, Any] = {
         "hidden": hidden, "max_sequences": max_sequences, "path_rows": path_rows, "seed": seed,
-        "lengths": lengths, "begin": bar,
+        "lengths": lengths, "begin": bar, "leave_out": leave_out,
     }  # fmt: skip
     encoding = time.perf_counter() - begun
     outside = None if ood is None else lambda: beside.encode("ood", ood)
@@ -313,6 +317,14 @@ def _check_settings(
         )
 
 
+def _check_left_out(names: Collection[str]) -> None:
+    if isinstance(names, str):
+        raise TypeError(f"leave_out lists names of measures, such as ({names!r},); got {names!r} alone.")
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        raise ValueError(f"leave_out lists measures by name, some of {', '.join(MEASURES)}; got {unknown[0]!r}.")
+
+
 def _known(sequences: Any) -> tuple[Tensor | None, int | None]:
     """Labels and number of views, where they are known before the encoding."""
     if isinstance(sequences, Features):
@@ -343,7 +355,7 @@ def _bar(progress: bool, models: int) -> Callable[[str], None]:
             from tqdm import tqdm
         except ImportError:
             return lambda name: None  # no bar without it
-        bar = tqdm(total=models * MEASURES + 1, desc="encode", unit="measure")
+        bar = tqdm(total=models * len(MEASURES) + 1, desc="encode", unit="measure")
 
         def advance(name: str) -> None:
             if name:

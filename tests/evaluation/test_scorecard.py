@@ -29,6 +29,7 @@ from seqjepa.evaluation import (
     sensitivity,
     transformation_r2,
 )
+from seqjepa.evaluation._measuring import MEASURES
 from seqjepa.groups import Hue, Product, Rotation3D, Translation
 from tests.builders import tiny_model
 from tests.evaluation.worlds import Exact, Ignorant, batches, both, world
@@ -64,6 +65,22 @@ def test_the_scorecard_holds_everything_and_is_written_whole(tmp_path: Path) -> 
     assert (
         evaluate(model, train, test, ood=test, hidden=(), progress=False).to_dict()["paths"] == card.to_dict()["paths"]
     )
+
+
+def test_measures_that_are_left_out_are_absent_and_change_no_other() -> None:
+    train, test = (world(60, seed=seed) for seed in (0, 1))
+    cards = [card_of(Exact(), train, test, ood=test, leave_out=MEASURES[half::2]) for half in (0, 1)]
+    for half, card in enumerate(cards):
+        left_out = MEASURES[half::2]
+        assert card.skipped == dict.fromkeys(left_out, "left out, as asked")
+        assert all(f"  {name}: left out, as asked" in str(card) for name in left_out)
+        assert not any(getattr(card, name) for name in left_out)
+        card.figure()
+    whole = card_of(Exact(), train, test, ood=test).to_dict()
+    one, other = (card.to_dict() for card in cards)
+    assert {name: (other if name in MEASURES[::2] else one)[name] for name in MEASURES} == {
+        n: whole[n] for n in MEASURES
+    }
 
 
 def test_an_encoder_alone_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -323,6 +340,8 @@ def test_classes_are_compared_before_anything_is_encoded() -> None:
         ({"num_views": (2, 7)}, "from 1 to the 4 views that there are; got 7"),
         ({"num_views": (0,)}, r"num_views \(M_val\) must be .* 1.*; got 0"),
         ({"num_views": 3}, r"lists whole numbers of views, such as \(1, 3, 5\); got 3"),
+        ({"leave_out": ("path",)}, "by name, some of top1, .*paths.*; got 'path'"),
+        ({"leave_out": "paths"}, r"such as \('paths',\); got 'paths' alone"),
         ({"num_views": (2.5,)}, r"lists whole numbers of views, such as \(1, 3, 5\); got \(2.5,\)"),
     ],
 )
