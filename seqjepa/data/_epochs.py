@@ -94,9 +94,9 @@ class EpochOrder:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """The batches that are left of the epoch. Not a generator: the start is read now, not at the first batch."""
         epoch, first = self._start
-        indices = self.indices(epoch)
-        batches = [indices[b * self.batch_size : (b + 1) * self.batch_size] for b in range(first, len(self))]
-        return iter([[(epoch, index) for index in batch] for batch in batches])
+        indices, size = self.indices(epoch), self.batch_size
+        starts = range(first * size, len(self) * size, size)
+        return ([(epoch, index) for index in indices[start : start + size]] for start in starts)
 
     def indices(self, epoch: int) -> list[int]:
         """The items of this rank in one epoch, in order."""
@@ -121,11 +121,11 @@ class SeededItems(Dataset[Any]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
         """All items of a batch with their indices, made on the CPU; the global generators are left as they were."""
-        before, moved = GlobalStates(), None
+        before, moved = GlobalStates(), None  # None: not known yet
         with on_the_cpu():
             try:
                 while True:
-                    error = None
+                    error, moved = None, None
                     try:
                         items = self._items(keys)
                     except Exception as raised:  # by what was drawn, maybe: then it is drawn again, seeded
@@ -137,8 +137,10 @@ class SeededItems(Dataset[Any]):
                         return items
                     self._seeded |= moved
             finally:
-                if moved is None or moved:
+                if moved is None:  # broken off
                     before.restore()
+                else:
+                    before.restore(only=moved)
 
     def _items(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, Any]]:
         with seeded_items(self.seed) as begin:

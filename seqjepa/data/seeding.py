@@ -104,11 +104,13 @@ class GlobalStates:
         self.torch, self.random = torch.default_generator.get_state(), random.getstate()
         self.numpy = None if numpy is None else numpy.random.get_state()
 
-    def restore(self) -> None:
-        """Put them back; NumPy's only if it was loaded then."""
-        torch.default_generator.set_state(self.torch)
-        random.setstate(self.random)
-        if self.numpy is not None:
+    def restore(self, only: Collection[str] = ("torch", "random", "numpy")) -> None:
+        """Put them back, or only those named; NumPy's only if it was loaded then."""
+        if "torch" in only:
+            torch.default_generator.set_state(self.torch)
+        if "random" in only:
+            random.setstate(self.random)
+        if self.numpy is not None and "numpy" in only:
             sys.modules["numpy"].random.set_state(self.numpy)
 
     def moved(self) -> set[str]:
@@ -230,10 +232,13 @@ def seeded_items(seed: int) -> Iterator[Callable[[int, int, Collection[str]], No
 
     Until the next call, SeededDatasets at any depth and those global generators draw what seed, epoch and index say.
     """
+    seeds: dict[int, Callable[[int], int]] = {}  # by epoch
 
     def begin(epoch: int, index: int, only: Collection[str]) -> None:
         if only:
-            seed_globals(derive_seed("item", seed, epoch, index), only=only)
+            if epoch not in seeds:
+                seeds[epoch] = _item_seeds(seed, epoch)
+            seed_globals(seeds[epoch](index), only=only)
         _ITEM.set(_Item(seed, epoch, index))
 
     token = _ITEM.set(None)
@@ -241,6 +246,18 @@ def seeded_items(seed: int) -> Iterator[Callable[[int, int, Collection[str]], No
         yield begin
     finally:
         _ITEM.reset(token)
+
+
+def _item_seeds(seed: int, epoch: int) -> Callable[[int], int]:
+    """`derive_seed("item", seed, epoch, index)` as a function of the index; what all items share is hashed once."""
+    shared = hashlib.blake2b(repr(["item", seed, epoch])[:-1].encode(), digest_size=8)
+
+    def of(index: int) -> int:
+        whole = shared.copy()
+        whole.update(f", {index}]".encode())
+        return int.from_bytes(whole.digest(), "little") >> 1
+
+    return of
 
 
 def item_generator(seed: int, epoch: int, index: int, *more: int) -> torch.Generator:

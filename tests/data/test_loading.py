@@ -21,7 +21,7 @@ from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.collation import ImageBatch, Sample, collate
 from seqjepa.data.loading import ViewLoader
 from seqjepa.data.readers import WithSaliency
-from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng
+from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng, seeded_items
 from seqjepa.groups import Translation
 from seqjepa.types import ViewSequence
 
@@ -332,6 +332,15 @@ def test_an_item_that_draws_once_in_a_while_is_seeded_like_all_others(name: str)
         assert loaded == 24 + 4 * (name != "torch")  # the batch that showed it is loaded again
     with pytest.raises(KeyError, match=f"drew {expected}"):  # not what it drew before it was seeded
         drawn(worst=0.0)
+
+
+@given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6), index=st.integers(0, 10**12))
+def test_the_global_generators_of_an_item_have_the_seed_that_is_derived_for_it(
+    seed: int, epoch: int, index: int
+) -> None:
+    with isolated_rng(0), seeded_items(seed) as begin:
+        begin(epoch, index, ("torch",))
+        assert torch.initial_seed() == derive_seed("item", seed, epoch, index)
 
 
 class Forked(Numbered):
