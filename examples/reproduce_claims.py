@@ -5,16 +5,16 @@
     python examples/reproduce_claims.py --only wall         # a part of the runs
     python examples/reproduce_claims.py --preset gpu        # the paper's encoder, views and whole box: days of a GPU
 
-Each run writes its numbers when it is done, and is not done again: stop it when you like, and start it again. The
-rules by which a claim holds stand in `claims_rules.py`, and are printed with what came of them; `summary.json` in the
-output folder has the verdicts, the figures and the levels that know nothing.
+Each run writes its numbers when it is done, and is not done again: stop it when you like, and start it again, also
+twice at the same time, once for each core (`OMP_NUM_THREADS=1`). The rules by which a claim holds stand in
+`claims_rules.py`, and are printed with what came of them; `summary.json` in the output folder has the verdicts, the
+figures and the levels that know nothing.
 
 Needs `pip install 'seqjepa[examples]'`. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ from claims_faults import leak_of_normalised_actions, probed_in_training_mode
 from claims_measures import of_objects, of_walls, on_the_way
 from claims_rules import report, summary
 from claims_runs import OBJECTS, PRESETS, WALLS, Preset, Worlds, new_model, trained, untrained
-from resumed import as_json, done, left, named, progress, settings, write
+from resumed import as_json, asked, done, each, named, settings, write
 
 CONDITIONS = (*WALLS, OBJECTS[0], OBJECTS[2], OBJECTS[1])  # what is cheap and decides most, first
 
@@ -64,26 +64,10 @@ def cost(condition: str, preset: Preset) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="hour", help="how much work")
-    parser.add_argument("--only", default="", help="conditions whose names begin so, such as wall")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed; further ones follow it")
-    parser.add_argument("--seeds", type=int, help="how many, instead of the preset's")
-    parser.add_argument("--output", type=Path, help="folder for the results; runs/claims/PRESET by default")
-    args = parser.parse_args()
-    preset = PRESETS[args.preset]
-    count = preset.seeds if args.seeds is None else args.seeds
-    if count < 1:
-        parser.error(f"--seeds must be at least 1; got {count}")
-    if not any(condition.startswith(args.only) for condition in CONDITIONS):
-        parser.error(f"--only is the beginning of a name: {', '.join(CONDITIONS)}; got {args.only}")
-    folder = args.output or Path("runs/claims") / args.preset
-    folder.mkdir(parents=True, exist_ok=True)
-    done(folder, settings(preset))  # before any work: are they of these settings?
+    what = asked(__doc__, PRESETS, CONDITIONS, output="runs/claims")
+    preset, folder = what.preset, what.folder
     worlds = Worlds(preset)
-    seeds = range(args.seed, args.seed + count)  # seed by seed, so that a comparison cut short has whole seeds
-    wanted = [(seed, condition) for seed in seeds for condition in CONDITIONS if condition.startswith(args.only)]
-    for seed, condition in progress(left(wanted, folder), lambda c: cost(c, preset)):
+    for seed, condition in each(what, lambda c: cost(c, preset)):
         result = run(condition, seed, preset, worlds, folder)
         write(folder / f"{named(condition, seed)}.json", as_json(result))
         write_summary(folder, preset)

@@ -1,17 +1,56 @@
-"""What the scripts of many runs share: each run is kept when it is done, and not done again."""
+"""What the scripts of many runs share: each run is kept when it is done, and not done again.
+
+Start a script twice, or on every core that there is, with one output folder: each run is done by one of them.
+"""
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Run = tuple[int, str]  # seed, condition
+
+
+class Asked(NamedTuple):
+    """What the command line asks for: how much work, where, and which runs, seed by seed."""
+
+    preset: Any
+    folder: Path
+    runs: list[Run]
+
+
+def asked(doc: str | None, presets: Mapping[str, Any], conditions: Sequence[str], *, output: str) -> Asked:
+    """Read the command line. The first preset is the default; results go to `output`/PRESET unless told otherwise."""
+    default = next(iter(presets))
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=presets, default=default, help=f"how much work; {default} by default")
+    parser.add_argument("--only", nargs="+", default=[""], help="runs whose names begin so, such as wall BYOL")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed; further ones follow it; 0 by default")
+    parser.add_argument("--seeds", type=int, help="how many, instead of the preset's")
+    parser.add_argument("--output", type=Path, help=f"folder for the results; {output}/PRESET by default")
+    args = parser.parse_args()
+    preset = presets[args.preset]
+    count = preset.seeds if args.seeds is None else args.seeds
+    if count < 1:
+        parser.error(f"--seeds must be at least 1; got {count}")
+    for start in args.only:
+        if not any(condition.startswith(start) for condition in conditions):
+            parser.error(f"--only takes beginnings of names: {', '.join(conditions)}; got {start}")
+    folder = args.output or Path(output) / args.preset
+    folder.mkdir(parents=True, exist_ok=True)
+    done(folder, settings(preset))  # before any work: are they of these settings?
+    wanted = [condition for condition in conditions if condition.startswith(tuple(args.only))]
+    return Asked(preset, folder, [(seed, c) for seed in range(args.seed, args.seed + count) for c in wanted])
 
 
 def named(condition: str, seed: int) -> str:
@@ -26,7 +65,7 @@ def settings(preset: Any) -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     """The whole file, or none."""
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}")  # of this process: another may write the same
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
 
@@ -55,21 +94,38 @@ def done(folder: Path, settings: dict[str, Any]) -> dict[int, dict[str, dict[str
     return found
 
 
-def left(wanted: list[Run], folder: Path) -> list[Run]:
-    """The runs that are not done, in the order given."""
-    return [(seed, condition) for seed, condition in wanted if not (folder / f"{named(condition, seed)}.json").exists()]
+@contextmanager
+def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may do what the file stands for, until the end of the block; the others may not."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)  # who waits for it holds it, and looks at what is done
 
 
-def progress(todo: list[Run], cost: Callable[[str], float]) -> Iterator[Run]:
-    """Each run in turn; before it how many are left, and about how long they take. `cost` is in any unit."""
+def each(asked: Asked, cost: Callable[[str], float]) -> Iterator[Run]:
+    """Each run that nobody has done or is at; before it how many are left, and how long they take at this pace.
+
+    `cost` of a condition is in any unit.
+    """
     spent, paid = 0.0, 0.0
-    for i, (seed, condition) in enumerate(todo):
-        ahead = sum(cost(c) for _, c in todo[i:])
-        guess = f", about {spent / paid * ahead / 60:.0f} minutes" if paid else ""
-        print(f"{len(todo) - i} of {len(todo)} runs left{guess}; now {condition}, seed {seed}", flush=True)
-        begun = time.perf_counter()
-        yield seed, condition
-        spent, paid = spent + time.perf_counter() - begun, paid + cost(condition)
+    for seed, condition in asked.runs:
+        path = asked.folder / f"{named(condition, seed)}.json"
+        with claim(path.with_suffix(".lock")) as mine:
+            if not mine or path.exists():
+                continue
+            ahead = [c for s, c in asked.runs if not (asked.folder / f"{named(c, s)}.json").exists()]
+            guess = f", about {spent / paid * sum(map(cost, ahead)) / 60:.0f} minutes" if paid else ""
+            print(f"{len(ahead)} of {len(asked.runs)} runs left{guess}; now {condition}, seed {seed}", flush=True)
+            begun = time.perf_counter()
+            yield seed, condition
+            spent, paid = spent + time.perf_counter() - begun, paid + cost(condition)
 
 
 def plain(value: float, spread: float | None = None) -> str:

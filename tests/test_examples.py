@@ -22,6 +22,7 @@ import compare_methods  # noqa: E402
 import compare_report  # noqa: E402
 import compare_runs  # noqa: E402
 import reproduce_claims  # noqa: E402
+import resumed  # noqa: E402
 import wall  # noqa: E402
 
 from seqjepa.functional import cosine_distance  # noqa: E402
@@ -120,6 +121,24 @@ def test_a_run_of_the_claims_that_is_done_is_not_done_again(
     numbers.write_text(other, encoding="utf-8")
     with pytest.raises(SystemExit, match=r"is of other settings than the preset has now; move it away"):
         claims(monkeypatch, *options)
+
+
+def test_of_two_starts_in_one_folder_each_run_is_done_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--seeds", "1", "--output", str(tmp_path)])
+    first, second = (resumed.asked("", {"hour": claims_runs.PRESETS["hour"]}, "abc", output="") for _ in range(2))
+    mine, theirs, done = resumed.each(first, lambda _: 1.0), resumed.each(second, lambda _: 1.0), []
+    for runs in (mine, theirs, theirs, mine):
+        for seed, condition in runs:
+            done.append(condition)
+            resumed.write(tmp_path / f"{resumed.named(condition, seed)}.json", "{}")
+            break
+    assert done == ["a", "b", "c"]
+    assert next(mine, None) is None
+    assert next(theirs, None) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"a-0.json", "b-0.json", "c-0.json"}
+    assert "1 of 3 runs left, about 0 minutes; now c, seed 0" in capsys.readouterr().out
 
 
 @pytest.mark.nightly
