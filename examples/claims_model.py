@@ -16,14 +16,17 @@ from seqjepa import (
     EMATarget,
     NoActions,
     SeqJEPA,
+    SeqJEPALoss,
     SeqJEPAOutput,
     SequenceAggregator,
+    VarianceCovariance,
     ViewSequence,
     pair_loss,
 )
 from seqjepa.groups import Group
 
 EMBED = 32  # E, numbers of an embedded action
+DECORRELATE = 0.05  # weight of the covariance between features, where z is to hold as much as it can
 Batch = Callable[[], ViewSequence]
 
 
@@ -72,9 +75,14 @@ def build(
     )
 
 
-def with_pairs(model: SeqJEPA, group: Group) -> PairedSeqJEPA:
-    """The same parts, trained on pairs of views, too: more of a rotation enters z, no more of it without actions."""
-    paired = PairedSeqJEPA(model.encoder, model.embedder, model.aggregator, model.predictor, model.target)
+def with_pairs(model: SeqJEPA, group: Group, decorrelate: float = 0.0) -> PairedSeqJEPA:
+    """The same parts, trained on pairs of views, too: more of a rotation enters z, no more of it without actions.
+
+    `decorrelate` is the weight of the covariance between features of z. It lets in more still, for planning, but a
+    model without actions gets its share of that.
+    """
+    loss = SeqJEPALoss(regularizer=VarianceCovariance(0.0, decorrelate)) if decorrelate else None
+    paired = PairedSeqJEPA(model.encoder, model.embedder, model.aggregator, model.predictor, model.target, loss)
     paired.group = group
     return paired
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from claims_measures import encoded
-from claims_model import EMBED, bf16_is_faster, build, fast_convnet, settled, with_pairs
+from claims_model import DECORRELATE, EMBED, bf16_is_faster, build, fast_convnet, settled, with_pairs
 from claims_runs import OBSERVED, Worlds
 from claims_runs import Preset as World
 from objects3d import DEVICE, PAPER
@@ -114,8 +114,8 @@ def whole(parts: Parts, *, with_actions: bool = True) -> SeqJEPA:
 
 
 def paired(parts: Parts) -> SeqJEPA:
-    """With the loss of the claims, too."""
-    return with_pairs(whole(parts), Rotation3D())
+    """With pairs of views and decorrelated features in the loss: what lets most of a rotation into z."""
+    return with_pairs(whole(parts), Rotation3D(), DECORRELATE)
 
 
 def of(kind: Any, widths: tuple[int, ...], *, pairs: bool = True, embeds: bool = False, averaged: bool = False,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from claims_model import bf16_is_faster, build, settled, with_pairs
+from claims_model import DECORRELATE, bf16_is_faster, build, settled, with_pairs
 from matplotlib.figure import Figure
 from objects3d import MOST, OBSERVED, Pool
 from small import small_recipe, train
@@ -85,7 +85,7 @@ def planned(model: SeqJEPA, task: Task, horizon: int, generator: torch.Generator
 def new_model(steps: int, seed: int) -> SeqJEPA:
     """With its first weights."""
     torch.manual_seed(seed)
-    return with_pairs(build(SIDE, DIM, GROUP.dim, steps), GROUP)
+    return with_pairs(build(SIDE, DIM, GROUP.dim, steps), GROUP, DECORRELATE)
 
 
 def learn(objects: int, steps: int, seed: int) -> SeqJEPA:

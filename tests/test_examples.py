@@ -265,10 +265,11 @@ def test_salient_fixations_see_more_of_the_pictures_and_inhibited_ones_most() ->
     assert uniform < 0.35 < 0.45 < salient < 0.62 < both < 0.8
 
 
-def test_pairs_of_the_claims_are_views_and_the_actions_between_them() -> None:
+@pytest.mark.parametrize("decorrelate", [0.0, 0.05])
+def test_pairs_of_the_claims_are_views_and_the_actions_between_them(decorrelate: float) -> None:
     torch.manual_seed(0)
     group = Rotation3D()
-    model = claims_model.with_pairs(claims_model.build(32, 16, 4, 10), group).eval()
+    model = claims_model.with_pairs(claims_model.build(32, 16, 4, 10), group, decorrelate).eval()
     poses, views = torch.nn.functional.normalize(torch.randn(6, 4, 4), dim=-1), torch.rand(6, 4, 3, 32, 32)
     torch.manual_seed(1)
     out = model(views, group.actions(poses))
@@ -281,7 +282,8 @@ def test_pairs_of_the_claims_are_views_and_the_actions_between_them() -> None:
         state = model.aggregate(model.encode(views[:, i : i + 1]), e[:, :0])
         distances.append(cosine_distance(model.predict(state, e[:, 0]), model.target(views[:, j])))
     torch.testing.assert_close(out.terms["pairs"], torch.cat(distances).mean(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.loss, (out.terms["distance"] + out.terms["pairs"]) / 2, atol=1e-6, rtol=0)
+    plain = out.terms["distance"] + decorrelate * out.terms.get("covariance", torch.zeros(()))
+    torch.testing.assert_close(out.loss, (plain + out.terms["pairs"]) / 2, atol=1e-6, rtol=0)
 
 
 def test_plans_are_made_executed_and_drawn_and_a_model_that_was_kept_makes_them_again(tmp_path: Path) -> None:
