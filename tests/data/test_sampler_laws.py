@@ -76,7 +76,7 @@ BROKEN = {
     "not a number": (spoilt(views=lambda v: v * torch.nan), r"they go from nan"),
     "in place": (with_images(lambda x: x.mul_(0.9)), r"left as they are"),
     "one view": (spoilt(views=lambda v: v[:, :1], actions=lambda a: a[:, :0]), r"V ≥ 2"),
-    "absolute parameters for actions": (spoilt(actions=lambda a: torch.cat([a, a[:, :1]], 1)), r"one from each view to the next"),
+    "one too many": (spoilt(actions=lambda a: torch.cat([a, a[:, :1]], 1)), r"one from each view to the next"),
     "actions backwards": (spoilt(actions=lambda a: -a), r"actions\[:, t\] = relative"),
     "actions a step late": (spoilt(actions=lambda a: a.roll(1, 1)), r"apart at \[0, 0\]"),
     "actions of neighbours": (spoilt(actions=lambda a: a.roll(1, 0)), r"Take group.actions"),
