@@ -50,3 +50,14 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http:", "https:", "mailto:")):
             assert (page.parent / target).exists(), target
+
+
+def test_the_owner_s_address_is_filled_in_in_one_place() -> None:
+    held = [path for path in (ROOT / name for name in ("CITATION.cff", "mkdocs.yml")) if "OWNER" in path.read_text()]
+    held += [page for page in PAGES if "OWNER" in page.read_text(encoding="utf-8")]
+    assert not held
+    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("[project.urls]"))
+    block = lines[begin : lines.index("", begin)]
+    assert all(line in block for line in lines if "OWNER" in line)
+    assert {line.split(" = ")[0] for line in block[1:]} >= {"Repository", "Issues", "Documentation"}
