@@ -18,6 +18,7 @@ from seqjepa import ActionEmbedder, CosineSchedule, NoActions, SeqJEPA, ViewSequ
 from seqjepa.baselines import Baseline
 from seqjepa.functional import WarmupCosineSchedule
 from seqjepa.presets import Preset
+from seqjepa.training import Checkpoints
 
 Trained = TypeVar("Trained", bound="SeqJEPA | Baseline")
 
@@ -89,10 +90,18 @@ def paper_recipe(preset: Preset, model: nn.Module, steps: int) -> Recipe:
     return Recipe(optimizer, preset.scheduler(optimizer, steps_per_epoch=1))
 
 
-def train(model: Trained, batch: Callable[[], ViewSequence], steps: int, name: str, recipe: Recipe) -> Trained:
+def train(
+    model: Trained,
+    batch: Callable[[], ViewSequence],
+    steps: int,
+    name: str,
+    recipe: Recipe,
+    run: Checkpoints | None = None,
+) -> Trained:
     """Lower the loss of each batch, for seq-JEPA that of predicting its last view, and let the target follow.
 
-    Returns the model in eval mode. A method of `seqjepa.baselines` does as well.
+    Returns the model in eval mode. A method of `seqjepa.baselines` does as well. Given a run, it goes on where that
+    stopped, and saves it every 200 steps.
 
     What a run of hours needs besides, checkpoints and a monitor to begin with, is in train.py.
     """
@@ -100,7 +109,8 @@ def train(model: Trained, batch: Callable[[], ViewSequence], steps: int, name: s
     device = next(model.parameters()).device
     half = device.type == "cuda" if half is None else half
     model.train()
-    for step in (progress := tqdm(range(steps), desc=name, unit="step")):
+    begun = 0 if run is None else run.restore()
+    for step in (progress := tqdm(range(begun, steps), initial=begun, total=steps, desc=name, unit="step")):
         views, actions, *_ = batch()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             out = model(views, actions)
@@ -112,6 +122,8 @@ def train(model: Trained, batch: Callable[[], ViewSequence], steps: int, name: s
         model.update_target()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{out.loss.item():.3f}")
+        if run is not None and ((step + 1) % 200 == 0 or step + 1 == steps):
+            run.save(step + 1)
     model.eval()
     return model
 

@@ -37,7 +37,7 @@ class SeqJEPA(PretrainedModule):
     Args:
         encoder: (N, …) → (N, D), such as an image encoder (N, C, H, W) → (N, D).
         embedder: (B, T, A) → (B, T, E), with `embed_dim`.
-        aggregator: tokens (B, T, D + E), mask (B, T) or None → (B, S).
+        aggregator: tokens (B, T, D + E) → (B, S); and a mask (B, T) besides, where one is given.
         predictor: (B, S), (B, E) → (B, D).
         target: view (B, …) → (B, D), with `update(encoder)`; `EMATarget(encoder)` by default.
         loss: prediction, target, z, mask → loss and terms; the cosine distance by default.
@@ -119,6 +119,7 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: an encoder that returns no vectors, or whose D + E does not split into the heads: then give
                 `heads`, or an embedder of another `embed_dim`.
+            TypeError: an embedder that does not say its `embed_dim`.
 
         Examples:
             >>> import torch
@@ -129,7 +130,12 @@ class SeqJEPA(PretrainedModule):
         """
         dim = feature_width(encoder, view_shape)
         embedder = ActionEmbedder(action_dim) if embedder is None else embedder
-        embed_dim: Any = embedder.embed_dim
+        embed_dim: Any = getattr(embedder, "embed_dim", None)
+        if not isinstance(embed_dim, int):
+            raise TypeError(
+                f"An embedder says how wide its embeddings are by embed_dim, a whole number; {type(embedder).__name__} "
+                f"has {'none' if embed_dim is None else embed_dim}. Set self.embed_dim in its __init__."
+            )
         return cls(
             encoder=encoder,
             embedder=embedder,
@@ -271,7 +277,8 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: shapes or counts that do not fit.
         """
-        return self.aggregator(_tokens(z, e, mask), mask)
+        tokens = _tokens(z, e, mask)
+        return self.aggregator(tokens) if mask is None else self.aggregator(tokens, mask)
 
     def aggregate_prefixes(
         self,

@@ -144,6 +144,11 @@ def stack(parts: Sequence[Tensor | None], what: str, names: Sequence[str]) -> Te
         if part.shape != shape:
             raise ValueError(
                 f"The {what}s of a batch have one shape; {names[0]} has {tuple(shape)}, {name} has {tuple(part.shape)}."
+                + (
+                    " Cut windows of one length by seqjepa.data.EpisodeWindows, or fill up by seqjepa.data.pad_sequences."
+                    if what == "view sequence" and part.shape[1:] == shape[1:]
+                    else ""
+                )
             )
     return torch.stack(cast("list[Tensor]", list(parts)))
 

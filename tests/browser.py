@@ -21,7 +21,9 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         command_out, self._commands = os.pipe()
         self._answers, answers_in = os.pipe()
-        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
+        flags = (
+            "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
+        )
         self._process = subprocess.Popen(  # Chromium reads commands from 3 and answers on 4
             ["sh", "-c", f'exec "$0" "$@" 3<&{command_out} 4>&{answers_in}', str(CHROMIUM), *flags.split(),
              f"--user-data-dir={profile}", "about:blank"],

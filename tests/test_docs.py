@@ -32,7 +32,9 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    fenced = re.findall(r"^```(\w*)([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(
+        r"^```(\w*)([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     return [Block(language, 'title="Output"' in settings, text) for language, settings, text in fenced]
 
 
@@ -119,3 +121,14 @@ def test_no_line_of_code_is_cut_on_a_page(page: Path) -> None:
             inside = not inside
         elif inside:
             assert len(line) <= WIDTH, f"{named(page)}:{number} is {len(line)} columns wide"
+
+
+def test_the_owner_s_address_is_filled_in_in_one_place() -> None:
+    held = [path for path in (ROOT / name for name in ("CITATION.cff", "mkdocs.yml")) if "OWNER" in path.read_text()]
+    held += [page for page in PAGES if "OWNER" in page.read_text(encoding="utf-8")]
+    assert not held
+    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("[project.urls]"))
+    block = lines[begin : lines.index("", begin)]
+    assert all(line in block for line in lines if "OWNER" in line)
+    assert {line.split(" = ")[0] for line in block[1:]} >= {"Repository", "Issues", "Documentation"}

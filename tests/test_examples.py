@@ -5,11 +5,13 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
 ROOT = Path(__file__).parent.parent
@@ -21,25 +23,95 @@ import claims_runs  # noqa: E402
 import compare_methods  # noqa: E402
 import compare_report  # noqa: E402
 import compare_runs  # noqa: E402
+import quickstart  # noqa: E402
 import reproduce_claims  # noqa: E402
 import resumed  # noqa: E402
+import robot_arm  # noqa: E402
+import small  # noqa: E402
 import wall  # noqa: E402
 
+from seqjepa import NoActions, SeqJEPA  # noqa: E402
+from seqjepa.evaluation import evaluate  # noqa: E402
 from seqjepa.functional import cosine_distance  # noqa: E402
 from seqjepa.groups import Rotation3D  # noqa: E402
 
 
-def test_the_quickstart_trains_measures_and_draws(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", "examples/quickstart.py", "--steps", "5", "--output", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    rows = [line for line in result.stdout.splitlines() if line.startswith(("accuracy %", "R² "))]
-    table = {row[:22].strip(): float(row[22:]) for row in rows}
-    assert set(table) >= {"accuracy %, z", "accuracy %, state 5", "R² rotation, z", "R² rotation, state 1"}
-    assert 10 < table["accuracy %, z"] < 100
-    assert all(value <= 1 for name, value in table.items() if name.startswith("R²"))
-    assert "with actions: 100%" in result.stderr
-    assert (tmp_path / "quickstart.png").stat().st_size > 10_000
+def quick(monkeypatch: pytest.MonkeyPatch, module: Any, *options: str) -> None:
+    """An example in this process, with linear probes, which take seconds."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *options])
+    cheap = {"hidden": (), "progress": False}
+    monkeypatch.setattr(module, "evaluate", lambda *given, **named: evaluate(*given, **(named | cheap)))
+    module.main()
+
+
+def test_the_quickstart_measures_draws_and_goes_on_after_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = quickstart.split()
+    assert (len(train), len(test), train[0][0].shape) == (1400, 397, (1, 12, 12))
+    monkeypatch.setattr(quickstart, "split", lambda: (train[:300], test[:200]))
+    options, folder = ["--steps", "3", "--output", str(tmp_path)], tmp_path / "3-steps-seed-0"
+    with monkeypatch.context() as patched:
+        patched.setattr(quickstart, "measure", interrupted)
+        with pytest.raises(SystemExit) as end:
+            quick(patched, quickstart, *options)
+    assert end.value.code == 130
+    assert f"The same command goes on from the last checkpoint in {folder}" in capsys.readouterr().out
+    weights = folder / "with-actions" / "model" / "model.safetensors"
+    before = load_file(weights)
+    quick(monkeypatch, quickstart, *options)
+    assert all(torch.equal(value, before[name]) for name, value in load_file(weights).items())
+    said = capsys.readouterr().out
+    rows = {
+        line[:22].strip(): line[22:].split() for line in said.splitlines() if line.startswith(("accuracy %", "R² "))
+    }
+    assert rows.keys() >= {"accuracy %, z", "accuracy %, state 5", "R² turn, z", "R² shift, z"}
+    for name, row in rows.items():  # with actions, without, untrained
+        assert len(row) == 3
+        assert all(float(value) <= (1 if name.startswith("R²") else 100) for value in row)
+    assert (folder / "quickstart.png").stat().st_size > 10_000
+    for name in ("with-actions", "without-actions"):
+        again = SeqJEPA.from_pretrained(folder / name / "model", encoder=small.small_convnet(16, channels=1))
+        assert json.loads((folder / name / "card.json").read_text(encoding="utf-8"))["top1"]
+    assert isinstance(again.embedder, NoActions)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_robot_arm_is_learnt_from_and_measured_beside_an_untrained_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(robot_arm, "VIDEOS_TO_MEASURE", 48)
+    quick(monkeypatch, robot_arm, "--steps", "2", "--videos", "64", "--output", str(tmp_path))
+    said = capsys.readouterr().out
+    assert "64 training and 48 test sources, 4 views each" in said  # windows of one video are one source
+    assert "untrained" in said
+    (folder,) = tmp_path.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"card.json", "checkpoints", "model", "views.png"}
+    monkeypatch.setattr(robot_arm, "train", interrupted)
+    with pytest.raises(SystemExit) as end:
+        quick(monkeypatch, robot_arm, "--steps", "2", "--videos", "64", "--output", str(tmp_path))
+    assert end.value.code == 130
+    assert f"goes on from the last checkpoint in {folder}" in capsys.readouterr().out
+
+
+def test_an_arm_that_is_turned_looks_as_its_picture_turned() -> None:
+    joints, colours = torch.tensor([[0.3, 0.8], [-2.0, 1.5]]), torch.rand(3, 3)
+    quarter = torch.tensor([math.pi / 2, 0.0])
+    for tool in range(len(robot_arm.TOOLS)):
+        before, after = (robot_arm.draw(j, tool, colours) for j in (joints, joints + quarter))
+        torch.testing.assert_close(after, before.rot90(-1, (-2, -1)), atol=1e-4, rtol=0)
+
+
+def test_videos_of_an_arm_have_exact_actions_and_joints_that_stop() -> None:
+    first, second = robot_arm.record(2, seed=0)
+    assert (first.views.shape, first.views.dtype) == ((40, 3, 32, 32), torch.uint8)
+    torch.testing.assert_close(first.parameters[:-1] + first.actions, first.parameters[1:])
+    assert (first.parameters.abs() <= robot_arm.LIMITS).all()
+    assert torch.equal(robot_arm.record(2, seed=0)[1].views, second.views)
+    assert not torch.equal(first.views, second.views)
 
 
 @pytest.mark.parametrize(

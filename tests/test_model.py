@@ -732,8 +732,12 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 
 def test_parts_of_the_user_s_own_answer_for_themselves() -> None:
     class Sum(nn.Module):
-        def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        def forward(self, tokens: Tensor) -> Tensor:  # a mask is handed over only where there is one
             return tokens.sum(1)
+
+    class Masked(nn.Module):
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            return (tokens * mask[..., None]).sum(1)
 
     class Head(nn.Module):
         def forward(self, state: Tensor, e: Tensor) -> Tensor:
@@ -743,6 +747,17 @@ def test_parts_of_the_user_s_own_answer_for_themselves() -> None:
     assert model(*sequence()).prediction.shape == (4, 8)
     model = SeqJEPA(TinyEncoder(), ActionEmbedder(3, 4), Sum(), ConditionedPredictor(12, 4, 8))
     assert model(*sequence()).prediction.shape == (4, 8)
+    model = SeqJEPA(TinyEncoder(), ActionEmbedder(3, 4), Masked(), Head())
+    assert model(*sequence(), torch.ones(4, 3, dtype=torch.bool)).prediction.shape == (4, 8)
+
+
+@pytest.mark.parametrize(("width", "said"), [(None, "none"), (2.5, "2.5")])
+def test_an_embedder_that_does_not_say_how_wide_it_is_is_refused(width: Any, said: str) -> None:
+    embedder = nn.Identity()
+    if width is not None:
+        embedder.embed_dim = width
+    with pytest.raises(TypeError, match=rf"by embed_dim, a whole number; Identity has {said}\. Set self.embed_dim"):
+        SeqJEPA.from_encoder(TinyEncoder(), action_dim=2, view_shape=(3, 8, 8), embedder=embedder)
 
 
 def test_an_encoder_of_feature_maps_is_refused_when_the_model_is_built() -> None:

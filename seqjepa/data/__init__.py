@@ -3,6 +3,8 @@
 from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.augment import Augmentation, AugmentationParameters, AugmentedViews
 from seqjepa.data.collation import ImageBatch, Sample, collate
+from seqjepa.data.episodes import EpisodeWindows, PaddedViews, pad_sequences
+from seqjepa.data.laws import check_sampler
 from seqjepa.data.loading import ViewLoader
 from seqjepa.data.objects import Camera, RenderedObjects
 from seqjepa.data.rotate import RotatedViews
@@ -12,7 +14,8 @@ from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, is
 from seqjepa.data.show import show
 
 __all__ = [
-    "Augmentation", "AugmentationParameters", "AugmentedViews", "Camera", "ImageBatch", "ObjectParameters",
-    "RenderedObjects", "RotatedViews", "SaccadeViews", "Sample", "SeededDataset", "ViewLoader", "batch_generator",
-    "collate", "derive_seed", "isolated_rng", "load_saliency", "show", "spectral_residual",
+    "Augmentation", "AugmentationParameters", "AugmentedViews", "Camera", "EpisodeWindows", "ImageBatch",
+    "ObjectParameters", "PaddedViews", "RenderedObjects", "RotatedViews", "SaccadeViews", "Sample", "SeededDataset",
+    "ViewLoader", "batch_generator", "check_sampler", "collate", "derive_seed", "isolated_rng", "load_saliency",
+    "pad_sequences", "show", "spectral_residual",
 ]  # fmt: skip

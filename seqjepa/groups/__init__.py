@@ -12,13 +12,15 @@
 | [`Product`][seqjepa.groups.Product] | those of its parts | those of its parts, by name | mixed, or by name |
 
 All obey the laws of [`Group`][seqjepa.groups.Group], and all have local coordinates: a rotation of space the rotation
-vector, a window its shift and logarithms, a flip none, the others their numbers. Write your own by its operations.
+vector, a window its shift and logarithms, a flip none, the others their numbers. Write your own by its operations;
+[`check_group`][seqjepa.groups.check_group] holds it to the laws.
 """
 
 from seqjepa.groups.base import Group
 from seqjepa.groups.crops import Crop, Flip
+from seqjepa.groups.laws import check_group
 from seqjepa.groups.lines import Hue, Rotation2D, Scale, Translation
 from seqjepa.groups.product import Product
 from seqjepa.groups.rotations import Rotation3D
 
-__all__ = ["Crop", "Flip", "Group", "Hue", "Product", "Rotation2D", "Rotation3D", "Scale", "Translation"]
+__all__ = ["Crop", "Flip", "Group", "Hue", "Product", "Rotation2D", "Rotation3D", "Scale", "Translation", "check_group"]
