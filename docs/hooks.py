@@ -1,4 +1,4 @@
-"""What MkDocs does beside its plugins: tables of the objects on a reference page, and links to other libraries."""
+"""What MkDocs does beside its plugins: tables of the objects on a reference page, links to other libraries, pictures."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def on_page_markdown(markdown: str, /, *, page: Any, config: Any, files: Any) ->
         assert first, page.file.src_uri
         return markdown[: first.start()] + _table(names) + "\n\n" + markdown[first.start() :]
     return markdown
+
+
+def on_page_content(html: str, /, *, page: Any, config: Any, files: Any) -> str:
+    """Let a click on a picture open it alone, in its own size."""
+    return re.sub(r'<img\b[^>]*? src="([^"]+)"[^>]*>', r'<a class="picture" href="\1">\g<0></a>', html)
 
 
 def _sections(nav: list[Any]) -> list[str]:

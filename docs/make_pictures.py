@@ -93,7 +93,8 @@ def saccades() -> Figure:
     images = photographs(96)
     saliency = spectral_residual(images)
     sequence = SaccadeViews(num_views=5, fovea=32)(images, saliency=saliency, generator=seeded(0))
-    return show(sequence, images=images, saliency=saliency)
+    reached = F.pad(torch.ones(64, 64), (16, 16, 16, 16))  # where a patch of 32 px around the gaze is inside the image
+    return show(sequence, images=images, saliency=saliency * reached)
 
 
 def objects() -> Figure:

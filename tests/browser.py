@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 from types import TracebackType
@@ -19,18 +20,16 @@ class Browser:
     """One tab. `with Browser(profile) as tab: tab.open(url, width=1400); tab.events; tab.value("document.title")`."""
 
     def __init__(self, profile: Path) -> None:
-        command_out, self._commands = os.pipe()
-        self._answers, answers_in = os.pipe()
-        flags = (
-            "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
-        )
-        self._process = subprocess.Popen(  # Chromium reads commands from 3 and answers on 4
-            ["sh", "-c", f'exec "$0" "$@" 3<&{command_out} 4>&{answers_in}', str(CHROMIUM), *flags.split(),
-             f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(command_out, answers_in), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(command_out)
-        os.close(answers_in)
+        commands, self._commands = os.pipe()
+        self._answers, answers = os.pipe()
+        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
+        command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "about:blank"]
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
+        ends = [(os.POSIX_SPAWN_DUP2, high[0], 3), (os.POSIX_SPAWN_DUP2, high[1], 4)]  # where Chromium looks for them
+        silent = [(os.POSIX_SPAWN_OPEN, out, os.devnull, os.O_WRONLY, 0) for out in (1, 2)]
+        self._process = os.posix_spawn(command[0], command, os.environ, file_actions=[*ends, *silent], setpgroup=0)
+        for end in (commands, answers, *high):
+            os.close(end)
         self._unread, self._number, self._session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
         """What the page did since it was opened: {"method": …, "params": …}."""
@@ -44,8 +43,8 @@ class Browser:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
+        os.killpg(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
         os.close(self._commands)
         os.close(self._answers)
 
