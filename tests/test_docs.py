@@ -32,7 +32,9 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    fenced = re.findall(r"^```(\w*)([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(
+        r"^```(\w*)([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     return [Block(language, 'title="Output"' in settings, text) for language, settings, text in fenced]
 
 
