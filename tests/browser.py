@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through two pipes with nothing but the standard library: what the site's tests look with."""
+"""A headless Chromium, driven through two pipes with nothing but the standard library."""
 
 from __future__ import annotations
 
