@@ -1,4 +1,4 @@
-"""What MkDocs does beside its plugins: tables of the objects on a reference page, links to other libraries, pictures."""
+"""What MkDocs does beside its plugins: tables of objects, links to other libraries, pictures."""
 
 from __future__ import annotations
 

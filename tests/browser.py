@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through two pipes with nothing but the standard library: what the site's tests look with."""
+"""A headless Chromium, driven through two pipes with nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
-        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
+        flags = (
+            "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
+        )
         command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "about:blank"]
         high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
         ends = [(os.POSIX_SPAWN_DUP2, high[0], 3), (os.POSIX_SPAWN_DUP2, high[1], 4)]  # where Chromium looks for them

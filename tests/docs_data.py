@@ -21,7 +21,7 @@ def write_photographs(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def write_datasets(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """3DIEBench, STL-10, ImageNet, CIFAR-100 and Tiny-ImageNet, of a few images each: fewer than a batch of the page."""
+    """3DIEBench, STL-10, ImageNet, CIFAR-100 and Tiny-ImageNet, of fewer images than a page's batch."""
     patch.setattr(EpochOrder, "check", lambda self: None)
     _write_3diebench(folder)
     _write_stl10(folder, patch)

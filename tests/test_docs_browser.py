@@ -1,4 +1,4 @@
-"""The site as a reader sees it, in a headless Chromium, where there is one: every page at two widths, and the search."""
+"""The site as a reader sees it, in a headless Chromium: every page at two widths, and the search."""
 
 import functools
 import http.server
