@@ -95,6 +95,12 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
             group.log(group.exp(torch.zeros(2, 3, group.local_dim)))
         q = Rotation3D.random(5, generator=g)
         Rotation3D.from_6d(Rotation3D.to_6d(q)), Rotation3D.from_matrix(Rotation3D.to_matrix(q))
+        check_group(Translation(2), torch.randn(9, 2))
+        check_sampler(samplers[2], images)
+        check_sampler(SaccadeViews(num_views=3, fovea=6), images, saliency=maps)
+        windows = EpisodeWindows([(torch.rand(9, 3, 16, 16), torch.randn(8, 4))], num_views=3, skip=2)
+        padded = pad_sequences([windows[0], windows[1]._replace(views=images[:2], actions=torch.randn(1, 4))])
+        tiny_model(action_dim=4)(*padded.to("cpu"))
         turned = sequences[2]._replace(labels=labels)
         card = evaluate(tiny_model(action_dim=4), turned, turned, hidden=(), progress=False)
         for search in (CEM(4, 2, 2), MPPI(4, 2), GradientSearch(rounds=2)):

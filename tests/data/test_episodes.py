@@ -38,7 +38,7 @@ def test_windows_are_all_that_fit_with_their_actions_added_up(
         start = 0
         while start + (num_views - 1) * skip < len(views):
             shown = [start + k * skip for k in range(num_views)]
-            sums = [sum(actions[i] for i in range(a, b)) for a, b in pairwise(shown)]
+            sums = [actions[a:b].sum(dim=0) for a, b in pairwise(shown)]
             expected.append((number, [int(views[i, 0, 0, 0]) for i in shown], sums))
             start += stride
     if not expected:
