@@ -130,6 +130,7 @@ def main() -> None:
             untrained = build(settings, with_actions) if with_actions else None
             cards[name] = measure(model, digits, settings, untrained=untrained)
             cards[name].to_json(place / "card.json")
+            (place / "card.txt").write_text(f"{cards[name]}\n", encoding="utf-8")
     except KeyboardInterrupt:
         print(f"\nStopped. The same command goes on from the last checkpoint in {folder}")
         sys.exit(130)
@@ -138,7 +139,7 @@ def main() -> None:
     comparison(columns).savefig(folder / "quickstart.png", dpi=130)
     print("\nOf 397 digits that no model has seen; R² is of what a probe reads off two z, or off two states.\n")
     print_table(columns)
-    print(f"""All of it is in {folder}: quickstart.png, and for each model card.json (every measure, with intervals)
+    print(f"""All of it is in {folder}: quickstart.png, and for each model card.txt and card.json (every measure, with intervals)
 and model/, for SeqJEPA.from_pretrained(…, encoder=small_convnet(16, channels=1)).
 Next: images of your own by examples/train.py --data FOLDER, videos by docs/guides/video.md.""")
 

@@ -1,4 +1,4 @@
-"""Learn from videos of a robot arm and what its motors did, in three minutes on two CPU cores.
+"""Learn from videos of a robot arm and what its motors did, in three minutes on a CPU.
 
 An arm with two joints holds one of six tools over a table. Its videos, 40 frames each, are drawn here; the actions are
 how far each joint turned from frame to frame. Windows are cut out of them, four views three frames apart, and a small
@@ -143,6 +143,7 @@ def measured(
 
 def main() -> None:
     settings = read_command_line()
+    torch.set_num_threads(settings.threads)
     videos = {"train": record(settings.videos, settings.seed), "test": record(VIDEOS_TO_MEASURE, settings.seed + 1)}
     windows = Relit(EpisodeWindows(videos["train"], num_views=VIEWS, skip=SKIP))
     loader = ViewLoader(windows, batch_size=BATCH, seed=settings.seed, device=settings.device)
@@ -180,6 +181,7 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=800, help="of training [%(default)s]")
     parser.add_argument("--videos", type=int, default=400, help="to learn from [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of weights, videos and batches [%(default)s]")
+    parser.add_argument("--threads", type=int, default=1, help="a small net gains little by more [%(default)s]")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     parser.add_argument("--output", type=Path, default=Path("runs/robot-arm"), help="folder of the files [%(default)s]")
     settings = parser.parse_args()

@@ -145,7 +145,7 @@ def stack(parts: Sequence[Tensor | None], what: str, names: Sequence[str]) -> Te
             raise ValueError(
                 f"The {what}s of a batch have one shape; {names[0]} has {tuple(shape)}, {name} has {tuple(part.shape)}."
                 + (
-                    " Cut windows of one length by seqjepa.data.EpisodeWindows, or fill up by seqjepa.data.pad_sequences."
+                    " Cut windows of one length by seqjepa.data.EpisodeWindows, or fill up by pad_sequences."
                     if what == "view sequence" and part.shape[1:] == shape[1:]
                     else ""
                 )

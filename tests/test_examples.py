@@ -73,6 +73,7 @@ def test_the_quickstart_measures_draws_and_goes_on_after_ctrl_c(
     for name in ("with-actions", "without-actions"):
         again = SeqJEPA.from_pretrained(folder / name / "model", encoder=small.small_convnet(16, channels=1))
         assert json.loads((folder / name / "card.json").read_text(encoding="utf-8"))["top1"]
+        assert "R² relative, z pairs" in (folder / name / "card.txt").read_text(encoding="utf-8")
     assert isinstance(again.embedder, NoActions)
 
 

@@ -23,7 +23,7 @@ def check_sampler(
     saliency: Float[Tensor, "B H W"] | None = None,
     tolerance: float = 1e-4,
 ) -> None:
-    """Raise unless a sampler of views keeps what [the library's samplers](../data/index.md#what-holds-for-all) keep.
+    """Raise unless a sampler of views keeps what the library's samplers keep.
 
     It is called a few times. Tried are shapes, devices and values; that all it draws comes from the generator; that
     each source's views show its own image; and that the actions are what the group makes of the parameters.
