@@ -20,7 +20,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from seqjepa.data import AugmentedViews, RenderedObjects, RotatedViews, SaccadeViews, show, spectral_residual
+from seqjepa.data import (
+    AugmentedViews,
+    RenderedObjects,
+    RotatedViews,
+    SaccadeViews,
+    show,
+    spectral_residual,
+)
 from seqjepa.groups import Crop, Rotation3D
 
 FOLDER = Path(__file__).parent / "assets" / "data"
