@@ -139,7 +139,7 @@ def main() -> None:
     comparison(columns).savefig(folder / "quickstart.png", dpi=130)
     print("\nOf 397 digits that no model has seen; R² is of what a probe reads off two z, or off two states.\n")
     print_table(columns)
-    print(f"""All of it is in {folder}: quickstart.png, and for each model card.txt and card.json (every measure, with intervals)
+    print(f"""All of it is in {folder}: quickstart.png, and for each model card.txt, card.json (every measure)
 and model/, for SeqJEPA.from_pretrained(…, encoder=small_convnet(16, channels=1)).
 Next: images of your own by examples/train.py --data FOLDER, videos by docs/guides/video.md.""")
 
