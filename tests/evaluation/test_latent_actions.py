@@ -106,7 +106,7 @@ def test_the_true_action_is_perfect_by_all_six(found: dict[str, LatentActions]) 
     assert one.cut.relative == pytest.approx(1, abs=1e-4)  # of shared actions: as far as the views are apart
     assert one.identity.relative < 1e-6
     assert one.few_labels.inferred[10] > 0.95
-    assert one.few_labels.views[10] < 0.3
+    assert one.few_labels.views[10] < 0.5
 
 
 def test_a_leak_is_unmasked_by_all_that_ask_what_else_is_in_it(found: dict[str, LatentActions]) -> None:
@@ -307,7 +307,7 @@ def test_one_seed_one_result(found: dict[str, LatentActions]) -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     features = extract(Exact(), world(6, 3), inverse=true)
-    with pytest.raises(ValueError, match=r"row 0 of 6 has actions that no other source has. Draw the views with"):
+    with pytest.raises(ValueError, match=r"row \d of 6 has actions that no other source has. Draw the views with"):
         latent_transfer(Exact(), true, features)
     shared = extract(Exact(), shared_world(4, 1, 2), inverse=true)
     with pytest.raises(ValueError, match=r"three views; got 2 views and rivals=9"):
