@@ -198,10 +198,10 @@ def report(found: dict[str, LatentActions]) -> None:
 
 
 @torch.no_grad()
-def led_to(model: LatentSeqJEPA, views: Tensor) -> Tensor:
-    """(B,) which of its own views each digit is led to, from its first, by the first digit's first turn."""
+def led_to(model: LatentSeqJEPA, views: Tensor, turn: int) -> Tensor:
+    """(B,) which of its own views each digit is led to, from its first, by one of the first digit's turns."""
     z, target = model.encode(views), model.target(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-    e = model.embed(model.inverse(z[:1, :1], target[:1, 1:2])).expand(len(z), -1, -1)
+    e = model.embed(model.inverse(z[:1, :1], target[:1, turn : turn + 1])).expand(len(z), -1, -1)
     predicted = model.predict(model.aggregate(z[:, :1], e[:, :0]), e[:, 0])
     return cosine_distance(predicted[:, None], target[:, 1:]).argmin(dim=1) + 1
 
@@ -211,15 +211,16 @@ def draw_turns(figure: SubFigure, models: dict[str, LatentSeqJEPA], sequence: Vi
     views, group = sequence.views, POSES.group
     along = group.along(sequence.actions)
     figure.suptitle("The turn of the first digit, told to others; under each how far off it is")
+    turn = int(group.distance(along[0], group.identity()).argmax())
     start = torch.zeros(len(views), dtype=torch.long)
-    places = {"shown": start, "to be found": start + 1}
-    places |= {name: led_to(model, views) for name, model in models.items()}
+    places = {"shown": start, "to be found": start + turn}
+    places |= {name: led_to(model, views, turn) for name, model in models.items()}
     for line, (name, place) in zip(figure.subplots(len(places), len(views)), places.items(), strict=True):
         line[0].set_ylabel(name, fontsize=9)
         for i, axis in enumerate(line):
             axis.set(xticks=[], yticks=[])
             if i and name in models:
-                off = group.distance(along[i, place[i]], along[i, 1]).rad2deg()
+                off = group.distance(along[i, place[i]], along[i, turn]).rad2deg()
                 axis.set_xlabel(f"{off:.0f}°", fontsize=8, labelpad=1)
             if i or name not in models:
                 axis.imshow(views[i, place[i], 0].numpy(), cmap="gray", vmin=0, vmax=1)
@@ -236,7 +237,7 @@ def draw_transfer(figure: SubFigure, found: dict[str, LatentActions]) -> None:
         for j, (name, right) in enumerate((told | {"a wrong one": one.transfer.shuffled}).items()):
             error = [[right.mrr - right.interval.low], [right.interval.high - right.mrr]]
             axis.bar(i + 0.28 * (j - 1), right.mrr, 0.26, color=f"C{j}", yerr=error, label=None if i else name)
-    axis.set(xticks=range(len(found)), xticklabels=list(found), ylim=(0, 1.25), ylabel="MRR of the right view")
+    axis.set(xticks=range(len(found)), xticklabels=list(found), ylim=(0, 1.15), ylabel="MRR of the right view")
     axis.legend(loc="upper center", ncols=3, fontsize=8)
     figure.suptitle("Does an action do for another digit?")
 

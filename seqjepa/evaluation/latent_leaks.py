@@ -43,16 +43,18 @@ class LatentTransfer:
     def share(self) -> float:
         """How much of what its own action tells another's tells, too: 1 for an action, about 0 for a leak.
 
-        `(others − shuffled) / (own − shuffled)` of the MRR; nan where its own tells nothing.
+        `(others − shuffled) / (own − shuffled)` of the MRR; nan where its own tells nothing, and of little use where it
+        tells little.
         """
         told = self.own.mrr - self.shuffled.mrr
         return (self.others.mrr - self.shuffled.mrr) / told if told > 0 else math.nan
 
     def __str__(self) -> str:
         """One line."""
+        transfers = "it tells nothing" if math.isnan(self.share) else f"{100 * self.share:.0f} % of it transfers"
         return (
             f"MRR {self.own.mrr:.3f} by its own action, {self.others.mrr:.3f} by another's, {self.shuffled.mrr:.3f} by "
-            f"a wrong one: {100 * self.share:.0f} % of it transfers"
+            f"a wrong one: {transfers}"
         )
 
 
@@ -224,10 +226,8 @@ class LatentIdentity:
 
     def __str__(self) -> str:
         """One line."""
-        return (
-            f"variance {self.still:.4f} where nothing happened, {self.moved:.4f} where something did: "
-            f"{100 * self.relative:.0f} %"
-        )
+        share = "it never varies" if math.isnan(self.relative) else f"{100 * self.relative:.0f} %"
+        return f"variance {self.still:.4f} where nothing happened, {self.moved:.4f} where something did: {share}"
 
 
 def latent_identity(inverse: Any, test: Features) -> LatentIdentity:

@@ -141,6 +141,7 @@ def test_what_is_deaf_to_its_actions_is_told_nothing_by_any() -> None:
     transfer = latent_transfer(Deaf(), true, features)
     assert transfer.own.mrr == transfer.others.mrr == transfer.shuffled.mrr
     assert math.isnan(transfer.share)
+    assert str(transfer).endswith("by a wrong one: it tells nothing")
 
 
 def test_a_copied_view_of_the_right_pose_is_no_transfer() -> None:
