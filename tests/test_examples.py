@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -373,6 +374,21 @@ def test_plans_are_made_executed_and_drawn_and_a_model_that_was_kept_makes_them_
     assert 20 < float(rows["the plan"][0].rstrip(",")) < 150
     assert (tmp_path / "plan.png").stat().st_size > 10_000
     assert told("--weights", str(tmp_path / "model.pt")) == said
+
+
+def test_latent_actions_are_learnt_in_three_ways_measured_and_drawn(tmp_path: Path) -> None:
+    options = ["--steps", "2", "--output", str(tmp_path)]
+    command = [sys.executable, "-W", "error", "examples/latent_actions.py", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if re.search(r"( +-?\d+\.\d\d){3}$", line)]
+    table = {line[:34].strip(): [float(number) for number in line[34:].split()] for line in lines}
+    assert len(table) == 13
+    assert len(set(table["that far apart"])) == 1  # one encoder, one set of views
+    assert 0.8 < table["that far apart"][0] < 1.1
+    assert all(value < 0.2 for value in table["informative: R² of the turn"])  # nothing is learnt in two steps
+    assert all(0 < value < 1 for name, values in table.items() if "MRR" in name for value in values)
+    assert (tmp_path / "latent_actions.png").stat().st_size > 10_000
 
 
 def test_the_angles_of_3diebench_ood_make_the_rotations_of_its_box() -> None:

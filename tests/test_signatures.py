@@ -82,9 +82,10 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
         images, labels = torch.rand(24, 3, 16, 16, generator=g), torch.arange(24) % 2
         maps = spectral_residual(images)
         samplers = [AugmentedViews(3, 8), AugmentedViews(3, 8, frame="image"), RotatedViews(3, 60.0, 0.1, (0.8, 1.2))]
-        sequences = [sampler(images, generator=g) for sampler in samplers]
+        sequences = [sampler(images, generator=g, shared=shared) for sampler in samplers for shared in (True, False)]
         for scales in ((1.0,), (1.0, 2.0)):
-            sequences.append(SaccadeViews(num_views=3, fovea=6, scales=scales)(images, saliency=maps, generator=g))
+            saccades = SaccadeViews(num_views=3, fovea=6, scales=scales)
+            sequences.append(saccades(images, saliency=maps, generator=g))
         objects = RenderedObjects(24, size=8, actions=("rotation", "light_hue"))
         sequences.append(objects.sample(torch.arange(24), num_views=3, generator=g))
         for sequence in sequences:
@@ -101,7 +102,13 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
         windows = EpisodeWindows([(torch.rand(9, 3, 16, 16), torch.randn(8, 4))], num_views=3, skip=2)
         padded = pad_sequences([windows[0], windows[1]._replace(views=images[:2], actions=torch.randn(1, 4))])
         tiny_model(action_dim=4)(*padded.to("cpu"))
-        turned = sequences[2]._replace(labels=labels)
+        saccades.fixate(images, saliency=maps, generator=g, shared=True)
+        objects.sample(torch.arange(24), num_views=3, generator=g, shared=True)
+        inverse, model = InverseModel(8, 4), tiny_model(action_dim=4)
+        features = [extract(model, sequence, inverse=inverse) for sequence in sequences[4:6]]
+        latent_actions(model, inverse, features[1], features[1], features[0], hidden=(), labels=(3,))
+        actions_from_latent(features[1], features[1], hidden=(4,))
+        turned = sequences[5]._replace(labels=labels)
         card = evaluate(tiny_model(action_dim=4), turned, turned, hidden=(), progress=False)
         for search in (CEM(4, 2, 2), MPPI(4, 2), GradientSearch(rounds=2)):
             plan(tiny_model(action_dim=4), turned.views[:, :2], turned.actions[:, :1], turned.views[:, 2], horizon=2,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["constant", "draw_indices", "generator_device", "index_at", "sent", "uniform"]
+__all__ = ["constant", "draw_indices", "for_each", "generator_device", "index_at", "sent", "uniform"]
 
 
 def generator_device(generator: torch.Generator | None, device: torch.device | str) -> torch.device:
@@ -23,6 +23,14 @@ def sent(x: Tensor, device: torch.device | str) -> Tensor:
     """`x` on the device; a GPU fetches it in its own time, and is not waited for."""
     device = torch.device(device)
     return x.to(device, non_blocking=device.type == "cuda")
+
+
+def for_each(rows: int, one: Tensor) -> Tensor:
+    """One row's numbers, (1, …), for each of so many rows, (rows, …).
+
+    What is computed from equal rows is not always equal: a logarithm may differ in its last bit along a tensor.
+    """
+    return one.expand(rows, *one.shape[1:]).contiguous()
 
 
 def uniform(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqjepa.data._colour import grey, jitter, solarise
 from seqjepa.data._images import check_images, check_num_views, spoil
-from seqjepa.data._random import constant, uniform
+from seqjepa.data._random import constant, for_each, uniform
 from seqjepa.data._resample import blur_matrix, resize_matrix, separable
 from seqjepa.groups import Crop, Flip, Group, Hue, Product, Translation
 from seqjepa.groups.base import all_true, readable
@@ -263,14 +263,25 @@ class AugmentedViews:
         }  # fmt: skip
         return Product({part: groups[part] for part in self.actions})
 
-    def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
-        """Draw settings for `num_views` views of each image, make the views, and say how they differ."""
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None, shared: bool = False
+    ) -> ViewSequence:
+        """Draw settings for `num_views` views of each image, make the views, and say how they differ.
+
+        Args:
+            images: (B, C, H, W), in [0, 1].
+            generator: on any device.
+            shared: one draw of what `actions` names for all images: each goes through the same actions, the same
+                whatever B is. What actions do not tell, such as grey, is drawn for each view.
+        """
         images = check_images(images)
         if images.shape[1] != 3:
             self._check_grey()
         sides = images.shape[-2], images.shape[-1]
-        parameters = self.draw(len(images), sides, generator=generator, device=images.device)
+        parameters = self.draw(len(images), sides, generator=generator, device=images.device, shared=shared)
         actions = self.group.actions(self.elements(parameters))
+        if shared:
+            actions = for_each(len(images), actions[:1])
         return ViewSequence(self._render(images, parameters), actions, parameters, None, self.group)
 
     def draw(
@@ -280,8 +291,16 @@ class AugmentedViews:
         *,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        shared: bool = False,
     ) -> AugmentationParameters:
-        """Random settings for the views of `batch` images of the given height and width."""
+        """Random settings for the views of `batch` images of the given height and width.
+
+        With `shared`, one draw of what `actions` names for all of them.
+        """
+        if shared:
+            one = self.draw(1, sides, generator=generator, device=device)
+            each = self.draw(batch, sides, generator=generator, device=device)
+            return self._with_named(each, one)
 
         def draws(*shape: int) -> Tensor:
             return uniform((batch, self.num_views, *shape), generator=generator, device=device)
@@ -308,6 +327,16 @@ class AugmentedViews:
             solarise=(draws() < setting("solarise")).float(),
             sides=constant(sides, device).expand(batch, self.num_views, 2),
         )
+
+    def _with_named(self, each: AugmentationParameters, one: AugmentationParameters) -> AugmentationParameters:
+        """The settings of each image, with those that `actions` names of the one."""
+        rows, named = len(each.flip), set(self.actions)
+        if "crop" in named and self.frame == "view":
+            named.add("flip")  # which such a crop holds
+        fields = {name: for_each(rows, getattr(one, name)) for name in named - {"hue"}}
+        if "hue" in named:
+            fields["jitter"] = torch.cat([each.jitter[..., :3], for_each(rows, one.jitter[..., 3:])], dim=-1)
+        return each._replace(**fields)
 
     @staticmethod
     def _draw_crops(draws: Tensor, sides: tuple[int, int], area: Tensor, ratio: Tensor) -> Tensor:

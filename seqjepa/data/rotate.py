@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqjepa.data._images import check_images, check_num_views, spoil
-from seqjepa.data._random import constant, sent, uniform
+from seqjepa.data._random import constant, for_each, sent, uniform
 from seqjepa.groups import Group, Product, Rotation2D, Scale, Translation
 from seqjepa.groups.base import all_true
 from seqjepa.types import ViewSequence
@@ -98,17 +98,34 @@ class RotatedViews:
             parts["scale"] = Scale()
         return Product(parts) if len(parts) > 1 else parts["rotation"]
 
-    def __call__(self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None) -> ViewSequence:
-        """Draw a turn, and what else there is, for every view; make the views; and say how they differ."""
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], *, generator: torch.Generator | None = None, shared: bool = False
+    ) -> ViewSequence:
+        """Draw a turn, and what else there is, for every view; make the views; and say how they differ.
+
+        Args:
+            images: (B, C, H, W), in [0, 1].
+            generator: on any device.
+            shared: one draw for all images: each goes through the same actions, the same whatever B is.
+        """
         images = check_images(images)
-        parameters = self.draw(len(images), generator=generator, device=images.device)
+        parameters = self.draw(len(images), generator=generator, device=images.device, shared=shared)
         actions = self.group.actions(parameters)
+        if shared:
+            actions = for_each(len(images), actions[:1])
         return ViewSequence(self._render(images, parameters), actions, parameters, None, self.group)
 
     def draw(
-        self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+        self,
+        batch: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        shared: bool = False,
     ) -> Float[Tensor, "B V A"]:
-        """Random parameters (B, V, A) for the views of `batch` images."""
+        """Random parameters (B, V, A) for the views of `batch` images; with `shared` one draw for all of them."""
+        if shared:
+            return for_each(batch, self.draw(1, generator=generator, device=device))
 
         def draws(count: int, low: float, high: float) -> Tensor:
             return uniform((batch, self.num_views, count), low, high, generator=generator, device=device)

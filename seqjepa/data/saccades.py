@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqjepa._checks import check_axes
 from seqjepa.data._images import check_images, check_num_views, spoil
-from seqjepa.data._random import constant, draw_indices
+from seqjepa.data._random import constant, draw_indices, for_each
 from seqjepa.data.saliency import check_saliency
 from seqjepa.groups import Group, Product, Scale, Translation
 from seqjepa.groups.base import all_true
@@ -148,13 +148,25 @@ class SaccadeViews:
         *,
         saliency: Float[Tensor, "B H W"] | None = None,
         generator: torch.Generator | None = None,
+        shared: bool = False,
     ) -> ViewSequence:
-        """Draw fixations, and cut the views there."""
-        images, weights = self._start(images, saliency)
+        """Draw fixations, and cut the views there.
+
+        Args:
+            images: (B, C, H, W), in [0, 1].
+            saliency: (B, H, W), at least 0, where the images lie; None weighs all pixels the same.
+            generator: on any device.
+            shared: the same fixations for all images, drawn by the mean of their maps, the peak of each 1.
+        """
+        images, weights = self._start(images, saliency, shared)
         pixels = self._fixations(weights, generator)
         positions = [(pixels[..., axis].float() + 0.5) / images.shape[2 + axis] for axis in (0, 1)]
         sound = weights[:, 0, 0].isfinite()  # a map that broke a rule, unread, weighs NaN
-        return self._sequence(images, spoil(torch.stack(positions, dim=-1), sound), pixels)
+        place = spoil(torch.stack(positions, dim=-1), sound)
+        if not shared:
+            return self._sequence(images, place, pixels)
+        sequence = self._sequence(images, for_each(len(images), place), for_each(len(images), pixels))
+        return sequence._replace(actions=for_each(len(images), sequence.actions[:1]))
 
     def at(self, images: Float[Tensor, "B C H W"], positions: Float[Tensor, "B V 2"]) -> ViewSequence:
         """Cut the views at given positions: the image's own pixels, and between pixels their bilinear mean.
@@ -202,6 +214,7 @@ class SaccadeViews:
         *,
         saliency: Float[Tensor, "B H W"] | None = None,
         generator: torch.Generator | None = None,
+        shared: bool = False,
     ) -> Int[Tensor, "B V 2"]:
         """Draw the fixations alone.
 
@@ -209,18 +222,21 @@ class SaccadeViews:
             images: (B, C, H, W); for their number, size and device.
             saliency: (B, H, W), at least 0, where the images lie; None weighs all pixels the same.
             generator: on any device.
+            shared: the same for all images, drawn by the mean of their maps.
 
         Returns:
             (B, V, 2) pixels: row in [0, H), column in [0, W).
         """
-        images, weights = self._start(images, saliency)
-        return self._fixations(weights, generator)
+        images, weights = self._start(images, saliency, shared)
+        pixels = self._fixations(weights, generator)
+        return for_each(len(images), pixels) if shared else pixels
 
-    def _start(self, images: Tensor, saliency: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The images, and the weights of the first fixation."""
+    def _start(self, images: Tensor, saliency: Tensor | None, shared: bool) -> tuple[Tensor, Tensor]:
+        """The images, and the weights of the first fixation: one map where it is shared."""
         images = check_images(images)
         self._check_fits(images)
-        return images, self._weights(images, saliency)
+        weights = self._weights(images, saliency)
+        return images, weights.mean(dim=0, keepdim=True) if shared else weights
 
     @torch.no_grad()
     def _fixations(self, fresh: Float[Tensor, "B h w"], generator: torch.Generator | None) -> Int[Tensor, "B V 2"]:

@@ -15,6 +15,22 @@ from seqjepa.evaluation.composition import CompositionError, composition_error
 from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, extract
 from seqjepa.evaluation.invariance import Invariance, invariance
+from seqjepa.evaluation.latent_actions import (
+    FewLabels,
+    LatentActions,
+    actions_from_latent,
+    few_labels,
+    latent_actions,
+    latent_from_actions,
+)
+from seqjepa.evaluation.latent_leaks import (
+    LatentCut,
+    LatentIdentity,
+    LatentTransfer,
+    latent_cut,
+    latent_identity,
+    latent_transfer,
+)
 from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
 from seqjepa.evaluation.neighbours import knn_r2
 from seqjepa.evaluation.online import OnlineProbe
@@ -46,8 +62,13 @@ __all__ = [
     "Classification",
     "CompositionError",
     "Features",
+    "FewLabels",
     "Health",
     "Invariance",
+    "LatentActions",
+    "LatentCut",
+    "LatentIdentity",
+    "LatentTransfer",
     "MeanAggregate",
     "Monitor",
     "MonitorReport",
@@ -64,15 +85,22 @@ __all__ = [
     "TransformationFit",
     "TransformationR2",
     "action_retrieval",
+    "actions_from_latent",
     "aggregate_states",
     "batch_norm_drift",
     "composition_error",
     "evaluate",
     "extract",
     "feature_deviation",
+    "few_labels",
     "invariance",
     "knn_probe",
     "knn_r2",
+    "latent_actions",
+    "latent_cut",
+    "latent_from_actions",
+    "latent_identity",
+    "latent_transfer",
     "lidar",
     "linear_probe",
     "mean_pairwise_cosine",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,8 +11,8 @@ from torch import Tensor
 from seqjepa.groups import Crop, Group, Hue, Product, Rotation2D, Rotation3D
 
 __all__ = [
-    "are_elements", "canonical", "coordinate_names", "coordinates", "leading_parts", "rotation_columns",
-    "steady_coordinates", "unit_rotations",
+    "are_elements", "canonical", "coordinate_names", "coordinates", "leading_parts", "line_coordinates", "line_names",
+    "rotation_columns", "steady_coordinates", "steady_line_coordinates", "unit_rotations",
 ]  # fmt: skip
 
 
@@ -55,18 +57,55 @@ def coordinate_names(group: Group) -> tuple[str, ...]:
     return tuple(numbers)
 
 
+def line_coordinates(group: Group, action: Float[Tensor, "*N A"]) -> Float[Tensor, "*N K"]:
+    """An action as numbers that grow with it: what a linear map is asked for, or reads.
+
+    Turns and hues as wrapped angles, rotations of space as rotation vectors, everything else as it is.
+
+    Examples:
+        >>> import torch
+        >>> from seqjepa.groups import Hue
+        >>> line_coordinates(Hue(), torch.tensor([[0.25], [0.75]]))
+        tensor([[ 0.2500],
+                [-0.2500]])
+    """
+    if isinstance(group, Product):
+        parts = group.split(action)
+        return torch.cat([line_coordinates(part, parts[name]) for name, part in group.groups.items()], dim=-1)
+    return group.log(action) if isinstance(group, Rotation2D | Hue | Rotation3D) else action
+
+
+def line_names(group: Group) -> tuple[str, ...]:
+    """What each number of `line_coordinates` is."""
+    if isinstance(group, Product):
+        return tuple(f"{name} {n}".rstrip() for name, part in group.groups.items() for n in line_names(part))
+    if isinstance(group, Rotation3D):
+        return ("x", "y", "z")
+    if isinstance(group, Rotation2D | Hue):
+        return ("",) if group.dim == 1 else tuple(map(str, range(group.dim)))
+    return coordinate_names(group)
+
+
 def steady_coordinates(group: Group, action: Float[Tensor, "N A"]) -> Float[Tensor, "N K"]:
     """`coordinates`, without the rounding of those that never vary: a regression must not take it for a target."""
-    y = coordinates(group, action)
-    return torch.where(y.std(dim=0, correction=0) > _rounding(group).to(y), y, y.mean(dim=0))
+    return _steady(group, coordinates(group, action), coordinate_names)
 
 
-def _rounding(group: Group) -> Float[Tensor, "K"]:
-    """The deviation that rounding can give each coordinate; that of a turn lies on a circle or sphere of radius 1."""
+def steady_line_coordinates(group: Group, action: Float[Tensor, "N A"]) -> Float[Tensor, "N K"]:
+    """`line_coordinates`, likewise."""
+    return _steady(group, line_coordinates(group, action), line_names)
+
+
+def _steady(group: Group, y: Tensor, names: Callable[[Group], tuple[str, ...]]) -> Tensor:
+    return torch.where(y.std(dim=0, correction=0) > _rounding(group, names).to(y), y, y.mean(dim=0))
+
+
+def _rounding(group: Group, names: Callable[[Group], tuple[str, ...]]) -> Float[Tensor, "K"]:
+    """The deviation that rounding can give each coordinate of these names; that of a turn is about 1."""
     if isinstance(group, Product):
-        return torch.cat([_rounding(part) for part in group.groups.values()])
+        return torch.cat([_rounding(part, names) for part in group.groups.values()])
     turns = isinstance(group, Rotation2D | Hue | Rotation3D)
-    count = len(coordinate_names(group))
+    count = len(names(group))
     return torch.full((count,), 1e-6 if turns else 0.0, dtype=torch.float64, device="cpu")
 
 

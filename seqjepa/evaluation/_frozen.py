@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from seqjepa._checks import unwrap
 from seqjepa._modes import eval_mode
 
-__all__ = ["ROWS", "Remembering", "call", "evaluating", "modules_of", "to_weights", "unwrapped", "widened"]
+__all__ = ["ROWS", "Remembering", "call", "evaluating", "infer", "modules_of", "to_weights", "unwrapped", "widened"]
 
 PARTS = {
     "encode": "encoder", "embed": "embedder", "aggregate": "aggregator", "aggregate_prefixes": "aggregator",
-    "predict": "predictor",
+    "predict": "predictor", "infer": "network",
 }  # fmt: skip
 ROWS = 4096  # sources or rows at a time where a batch size is not given
 
@@ -104,6 +105,8 @@ def _is_filled(cell: Any) -> bool:
 def to_weights(model: Any, part: str, *inputs: Tensor) -> list[Tensor]:
     """Floating-point inputs in the dtype of the weights behind `model.encode`, `.embed`, `.aggregate` or `.predict`.
 
+    Of an inverse model, which is called itself, behind "infer".
+
     As they are where there are no weights, or weights of several dtypes: such a part converts by itself. One part need
     not have the dtype of another: an averaged target stays in float32, and a backbone in half precision carries heads
     in float32.
@@ -130,3 +133,19 @@ def call(model: Any, part: str, *inputs: Tensor) -> Tensor:
     with evaluating(model, function):
         chunks = zip(*(x.split(ROWS) for x in inputs), strict=True)
         return torch.cat([widened(function(*to_weights(model, part, *chunk))) for chunk in chunks])
+
+
+def infer(inverse: Any, z: Float[Tensor, "N T D"], z_next: Float[Tensor, "N T D"]) -> Float[Tensor, "N T n"]:
+    """The actions that an inverse model infers from both ends of each step, some rows at a time."""
+    inverse = unwrapped(inverse)
+    with evaluating(inverse):
+        chunks = zip(z.split(ROWS), z_next.split(ROWS), strict=True)
+        made = [inverse(*to_weights(inverse, "infer", *chunk)) for chunk in chunks]
+    for actions in made:
+        if not isinstance(actions, Tensor) or actions.ndim != 3 or actions.shape[1] != z.shape[1]:
+            came = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
+            raise ValueError(
+                "An inverse model maps both ends of each step, (B, T, D) twice, to actions (B, T, n); of "
+                f"{tuple(z.shape)} it made {came}. Of an InverseModel give the module itself."
+            )
+    return torch.cat([widened(actions) for actions in made])

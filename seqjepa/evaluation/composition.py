@@ -10,7 +10,7 @@ import torch
 from seqjepa.evaluation._fits import group_of
 from seqjepa.evaluation._frozen import call, unwrapped
 from seqjepa.evaluation._others import distance_to_others
-from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.features import Features, check_told
 from seqjepa.evaluation.retrieval import targets_of
 from seqjepa.evaluation.states import aggregate_states
 from seqjepa.functional import cosine_distance
@@ -57,7 +57,8 @@ def composition_error(model: Any, test: Features) -> CompositionError:
         test: features with targets and a group, of three views or more and at least two sources.
 
     Raises:
-        ValueError: fewer than three views or two sources; an encoder alone; no group; predictions that are no z.
+        ValueError: fewer than three views or two sources; an encoder alone; no group; predictions that are no z; a
+            model that is told inferred actions.
 
     Examples:
         >>> import torch
@@ -70,6 +71,7 @@ def composition_error(model: Any, test: Features) -> CompositionError:
         True
     """
     group_of(test)
+    check_told(test)
     if not getattr(model, "predicts_z", True):
         raise ValueError(
             f"Two steps feed a prediction back as a view; those of {type(unwrapped(model)).__name__} are not in the "

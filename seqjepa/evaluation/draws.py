@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seqjepa.evaluation._frozen import call
-from seqjepa.evaluation.features import Features, drawn_rows
+from seqjepa.evaluation.features import Features, check_told, drawn_rows
 
 __all__ = ["redraw"]
 
@@ -35,7 +35,8 @@ def redraw(model: Any, features: Features, rows: int, *, num_views: int | None =
         seed: of the draw.
 
     Raises:
-        ValueError: no group; num_views beyond the views there are; more rows than different sequences.
+        ValueError: no group; num_views beyond the views there are; more rows than different sequences; a
+            model that is told inferred actions.
 
     Examples:
         >>> import torch
@@ -48,6 +49,7 @@ def redraw(model: Any, features: Features, rows: int, *, num_views: int | None =
         >>> many.z.shape, torch.allclose(many.actions, many.z.diff(dim=1), atol=1e-5)
         (torch.Size([200, 4, 2]), True)
     """
+    check_told(features)
     count, views = features.z.shape[:2]
     length = views if num_views is None else num_views
     if not 1 <= length <= views:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from seqjepa._checks import check_axes
 from seqjepa.evaluation._coordinates import are_elements, unit_rotations
-from seqjepa.evaluation._frozen import evaluating, modules_of, to_weights, unwrapped, widened
+from seqjepa.evaluation._frozen import evaluating, infer, modules_of, to_weights, unwrapped, widened
 from seqjepa.evaluation._loaders import batches, check_given, check_sequence_sources
 from seqjepa.evaluation._ranks import Shares
 from seqjepa.groups import Group
 from seqjepa.groups.base import FixedGroup
 from seqjepa.types import ViewSequence
 
-__all__ = ["Features", "drawn_rows", "extract", "occurrence", "same_group"]
+__all__ = ["Features", "check_told", "drawn_rows", "extract", "occurrence", "same_group"]
 
 PICTURES = 64  # sources whose views are kept for the figure
 
@@ -31,7 +31,7 @@ class Features:
     Attributes:
         z: (N, V, D) encoder outputs of all V views, float32, or float64 of a model in float64.
         actions: (N, V − 1, A).
-        e: (N, V − 1, E) embedded actions, or None of an encoder alone.
+        e: (N, V − 1, E) embedded actions, or None of an encoder alone; those inferred where an inverse model was given.
         target: (N, V, D) the target encoder's outputs, or None of a model without one.
         labels: (N,) classes, or None.
         group: the group of the actions, or None.
@@ -41,6 +41,7 @@ class Features:
         sources: (N,) integers, which source each sequence shows, where several may show one. Probes then hold out whole
             sources, and intervals are over sources. None: each sequence is a source of its own.
         pictured: (P,) the sequences whose views are `pictures`.
+        inferred: (N, V − 1, n) what an inverse model made of the steps, or None without one.
 
     Examples:
         >>> import torch
@@ -62,6 +63,7 @@ class Features:
     pictures: Tensor | None = None
     sources: Int[Tensor, "N"] | None = None
     pictured: Int[Tensor, "P"] | None = None
+    inferred: Float[Tensor, "N T n"] | None = None
 
     @property
     def num_views(self) -> int:
@@ -120,6 +122,15 @@ def _rows(features: Features, rows: Int[Tensor, "M"] | slice) -> Features:
     return replace(features, pictures=None, pictured=None, **cut)
 
 
+def check_told(features: Features) -> None:
+    """Raise where the model is told inferred actions: a measure that composes others has only the group's."""
+    if features.inferred is not None:
+        raise ValueError(
+            "This measure tells the model actions of the group, and these features' model is told what an inverse "
+            "model inferred. Ask latent_transfer whether its actions lead where they should."
+        )
+
+
 def drawn_rows(features: Features, count: int, seed: int) -> Int[Tensor, "M"]:
     """The rows that `Features.draw` draws."""
     in_turn = _in_turn(features.source_numbers, features.labels, seed)
@@ -151,6 +162,7 @@ def extract(
     model: Any,
     sequences: ViewSequence | Iterable[ViewSequence],
     *,
+    inverse: Any = None,
     batch_size: int = 256,
     autocast: torch.dtype | None = torch.bfloat16,
     sources: Int[Tensor, "N"] | None = None,
@@ -168,6 +180,9 @@ def extract(
             alone.
         sequences: one ViewSequence, or several in turn, such as a [`ViewLoader`][seqjepa.data.ViewLoader] with
             `drop_last=False`.
+        inverse: an [`InverseModel`][seqjepa.InverseModel], or anything that maps z (B, T, D) and the next views' target
+            (z of a model without one) to actions (B, T, n): for a model that is told inferred actions. Those of the
+            sequences are kept for comparison, and the model never sees them.
         batch_size: sequences to encode at a time, at least 1; larger ones that come in turn are cut.
         autocast: a dtype to encode in under autocast on a GPU; None for the model's own. On a CPU nothing is cast.
         sources: integers, which source each sequence shows, in the order in which they come: for several sequences of
@@ -198,7 +213,7 @@ def extract(
     if batch_size < 1:
         raise ValueError(f"batch_size is the number of sources to encode at a time, at least 1; got {batch_size}.")
     check_given(sequences, sources)
-    model = unwrapped(model)
+    model, inverse = unwrapped(model), unwrapped(inverse)
     given = list(batches(sequences, batch_size)) if isinstance(sequences, ViewSequence) else sequences
     shares, pictures = Shares(over_ranks), _Pictures()
 
@@ -212,7 +227,7 @@ def extract(
         parts = []
         with evaluating(model, getattr(model, "encode", None)):
             for batch, counts in shares.of(cut()):
-                part = _extract_one(model, batch, autocast)
+                part = _extract_one(model, batch, autocast, inverse)
                 parts.append(part if counts else _rows(part, slice(0)))
         if not parts:
             raise ValueError("There is nothing to evaluate: the sequences are empty. Give at least one ViewSequence.")
@@ -255,7 +270,7 @@ class _Pictures:
         return torch.stack(views) if len({held.shape for held in views}) == 1 else None
 
 
-def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None) -> Features:
+def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None, inverse: Any) -> Features:
     check_axes("actions", batch.actions, "B T A")
     if batch.views.shape[1] != batch.actions.shape[1] + 1 or len(batch.views) != len(batch.actions):
         raise ValueError(
@@ -271,15 +286,14 @@ def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None) 
         device.type, autocast or torch.bfloat16, enabled=autocast is not None and device.type == "cuda"
     ):
         z = (model.encode if whole else model)(views)
-        e = model.embed(actions) if whole else None
+        _check_z(z, views)
         predicts = whole and hasattr(model, "target")
         target = model.target(views.flatten(0, 1)).unflatten(0, views.shape[:2]) if predicts else None
-    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[:2] != views.shape[:2]:
-        came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(
-            f"An encoder maps views (B, T, …) to z (B, T, D); of views {tuple(views.shape)} it made {came}. "
-            "For an encoder of single images (N, …) give lambda v: encoder(v.flatten(0, 1)).unflatten(0, v.shape[:2])."
-        )
+        told, inferred = actions, None
+        if inverse is not None:
+            inferred = infer(inverse, z[:, :-1], (z if target is None else target)[:, 1:])
+            (told,) = to_weights(model, "embed", inferred)
+        e = model.embed(told) if whole else None
     device = z.device  # a function may have moved the views itself
     finite = z.isfinite().all(dim=-1).all(dim=-1)
     if not bool(finite.all()):
@@ -292,7 +306,17 @@ def _extract_one(model: Any, batch: ViewSequence, autocast: torch.dtype | None) 
         labels=None if batch.labels is None else batch.labels.to(device).long(),
         group=batch.group,
         elements=_elements(batch, device),
+        inferred=inferred,
     )
+
+
+def _check_z(z: Any, views: Tensor) -> None:
+    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[:2] != views.shape[:2]:
+        came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(
+            f"An encoder maps views (B, T, …) to z (B, T, D); of views {tuple(views.shape)} it made {came}. "
+            "For an encoder of single images (N, …) give lambda v: encoder(v.flatten(0, 1)).unflatten(0, v.shape[:2])."
+        )
 
 
 def _exact(elements: Tensor, group: Group | None) -> Tensor:
@@ -345,7 +369,9 @@ def _joined(parts: list[Features]) -> Features:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat(values)
 
-    tensors: dict[str, Any] = {name: cat(name) for name in ("z", "actions", "e", "target", "labels", "elements")}
+    tensors: dict[str, Any] = {
+        name: cat(name) for name in ("z", "actions", "e", "target", "labels", "elements", "inferred")
+    }
     return Features(group=first.group, **tensors)
 
 

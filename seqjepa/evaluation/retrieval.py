@@ -16,7 +16,7 @@ from seqjepa.evaluation._fits import group_of
 from seqjepa.evaluation._frozen import ROWS, call
 from seqjepa.evaluation._inputs import check_features, check_rows, check_same_device, check_sources
 from seqjepa.evaluation._statistics import Interval, bootstrap, plain_arithmetic, sums_by_source
-from seqjepa.evaluation.features import Features
+from seqjepa.evaluation.features import Features, check_told
 from seqjepa.evaluation.states import aggregate_states
 
 __all__ = [
@@ -302,7 +302,7 @@ def action_retrieval(model: Any, test: Features, *, seed: int = 0) -> Retrieval:
         seed: of the interval.
 
     Raises:
-        ValueError: the features of an encoder alone, or without a group.
+        ValueError: the features of an encoder alone, or without a group; a model that is told inferred actions.
 
     Source:
         Garrido et al. 2023 (SIE, arXiv 2302.10283), with 50 views an object.
@@ -337,7 +337,8 @@ def prediction_retrieval_error(
         seed: of the draw and the interval.
 
     Raises:
-        ValueError: the features of an encoder alone; no rotations, or not one; sequences of a single view.
+        ValueError: the features of an encoder alone; no rotations, or not one; sequences of a single view; a model that
+            is told inferred actions.
 
     Source:
         Garrido et al. 2023 (SIE, arXiv 2302.10283).
@@ -371,6 +372,7 @@ def prediction_retrieval_error(
 
 def _predicted_from_first(model: Any, features: Features) -> Float[Tensor, "N V D"]:
     """What the predictor expects at every view of a source, told the action that leads there from the first."""
+    check_told(features)
     state, actions = aggregate_states(model, features, 1), features.from_first()
     targets_of(features)
     views, rows = features.num_views, max(1, ROWS // features.num_views)

@@ -13,7 +13,7 @@ from torch import Tensor
 from seqjepa._checks import check_tensor
 from seqjepa.data._images import check_num_views
 from seqjepa.data._parameters import ObjectParameters
-from seqjepa.data._random import sent, uniform
+from seqjepa.data._random import for_each, sent, uniform
 from seqjepa.data.objects.render import Camera, Light, lay_over_floor, render_solids
 from seqjepa.data.objects.shapes import CLASSES, build
 from seqjepa.groups import Group, Hue, Product, Rotation3D
@@ -150,7 +150,12 @@ class RenderedObjects:
         )
 
     def sample(
-        self, instance: Int[Tensor, "B"], *, num_views: int, generator: torch.Generator | None = None
+        self,
+        instance: Int[Tensor, "B"],
+        *,
+        num_views: int,
+        generator: torch.Generator | None = None,
+        shared: bool = False,
     ) -> ViewSequence:
         """Draw views of these instances.
 
@@ -158,19 +163,28 @@ class RenderedObjects:
             instance: (B,) numbers in [0, N), on any device; one may come more than once.
             num_views: T+1, at least 2.
             generator: on any device.
+            shared: one draw of what `actions` names for all instances: each goes through the same actions, the same
+                whatever B is. What actions do not tell, such as the lamp, is drawn for each view.
 
         Returns:
             views (B, T+1, 3, S, S) in [0, 1]; actions (B, T, A); parameters, the
             [`ObjectParameters`][seqjepa.data.ObjectParameters] of each view; labels (B,); the actions' group.
         """
         check_num_views(num_views)
-        parameters = self.draw(instance, num_views=num_views, generator=generator)
+        parameters = self.draw(instance, num_views=num_views, generator=generator, shared=shared)
         actions = self.group.actions(self.elements(parameters))
+        if shared:
+            actions = for_each(len(actions), actions[:1])
         views = self._render(parameters)
         return ViewSequence(views, actions, parameters, self.labels[parameters.instance], self.group)
 
     def draw(
-        self, instance: Int[Tensor, "B"], *, num_views: int, generator: torch.Generator | None = None
+        self,
+        instance: Int[Tensor, "B"],
+        *,
+        num_views: int,
+        generator: torch.Generator | None = None,
+        shared: bool = False,
     ) -> ObjectParameters:
         """Draw the parameters of views without rendering them, to be rendered as they are or with some of them changed.
 
@@ -178,6 +192,7 @@ class RenderedObjects:
             instance: (B,) numbers in [0, N).
             num_views: V, at least 1.
             generator: on any device.
+            shared: one draw of what `actions` names for all instances.
 
         Examples:
             >>> objects = RenderedObjects(16, size=32)
@@ -189,6 +204,10 @@ class RenderedObjects:
         instance = self._check_instance(instance)
         if num_views < 1:
             raise ValueError(f"num_views must be at least 1; got {num_views}.")
+        if shared:
+            one = self.draw(instance[:1], num_views=num_views, generator=generator)
+            each = self.draw(instance, num_views=num_views, generator=generator)
+            return each._replace(**{name: for_each(len(instance), getattr(one, name)) for name in self.actions})
         shape = (len(instance), num_views)
         angles = uniform((*shape, 3), -math.pi / 2, math.pi / 2, generator=generator, device=self.device)
         floor_hue, light_hue = uniform((2, *shape), generator=generator, device=self.device)
