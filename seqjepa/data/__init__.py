@@ -2,9 +2,11 @@
 
 from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.augment import Augmentation, AugmentationParameters, AugmentedViews
+from seqjepa.data.cached import cache_features
 from seqjepa.data.collation import ImageBatch, Sample, collate
 from seqjepa.data.loading import ViewLoader
 from seqjepa.data.objects import Camera, RenderedObjects
+from seqjepa.data.pool import ViewPool
 from seqjepa.data.rotate import RotatedViews
 from seqjepa.data.saccades import SaccadeViews
 from seqjepa.data.saliency import load_saliency, spectral_residual
@@ -13,6 +15,7 @@ from seqjepa.data.show import show
 
 __all__ = [
     "Augmentation", "AugmentationParameters", "AugmentedViews", "Camera", "ImageBatch", "ObjectParameters",
-    "RenderedObjects", "RotatedViews", "SaccadeViews", "Sample", "SeededDataset", "ViewLoader", "batch_generator",
-    "collate", "derive_seed", "isolated_rng", "load_saliency", "show", "spectral_residual",
+    "RenderedObjects", "RotatedViews", "SaccadeViews", "Sample", "SeededDataset", "ViewLoader", "ViewPool",
+    "batch_generator", "cache_features", "collate", "derive_seed", "isolated_rng", "load_saliency", "show",
+    "spectral_residual",
 ]  # fmt: skip
