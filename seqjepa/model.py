@@ -354,7 +354,9 @@ class SeqJEPA(PretrainedModule):
                 f"{tuple(future_actions.shape)} beside actions of shape {tuple(actions.shape)}."
             )
         # All actions at once, as in forward: batch norm moves once, and of one view there are none before it.
-        e = self.embed(torch.cat([actions, future_actions], dim=1)).split([actions.shape[1], future_actions.shape[1]], 1)
+        e = self.embed(torch.cat([actions, future_actions], dim=1)).split(
+            [actions.shape[1], future_actions.shape[1]], 1
+        )
         return self._imagine(self.encode(views), *e)
 
     def imagine_from(

@@ -109,7 +109,9 @@ def pair_loss(
     observed = actions.shape[1]
     where = views.device if generator is None else generator.device
     further = 1 + torch.randint(observed, (1,), generator=generator, device=where)
-    second = (torch.arange(observed, device=views.device) + further.to(views.device, non_blocking=True)) % (observed + 1)
+    second = (torch.arange(observed, device=views.device) + further.to(views.device, non_blocking=True)) % (
+        observed + 1
+    )
 
     z, target, valid = out.z, torch.cat([_observed_targets(model, out, views), out.target[:, None]], dim=1), None
     if mask is not None:

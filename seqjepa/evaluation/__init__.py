@@ -14,6 +14,7 @@ from seqjepa.evaluation.collapse import (
 from seqjepa.evaluation.composition import CompositionError, composition_error
 from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, extract
+from seqjepa.evaluation.imagination import Retention, retention
 from seqjepa.evaluation.invariance import Invariance, invariance
 from seqjepa.evaluation.monitor import Health, Monitor, MonitorReport, Thresholds
 from seqjepa.evaluation.neighbours import knn_r2
@@ -54,6 +55,7 @@ __all__ = [
     "OnlineProbe",
     "PredictionRetrievalError",
     "Regression",
+    "Retention",
     "Retrieval",
     "RetrievalChance",
     "RotationError",
@@ -84,6 +86,7 @@ __all__ = [
     "rankme",
     "redraw",
     "regression_r2",
+    "retention",
     "retrieval",
     "rotation_error",
     "sensitivity",
