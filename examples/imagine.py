@@ -106,7 +106,7 @@ def draw(found: dict[str, Retention], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="of each training")
+    parser.add_argument("--steps", type=int, default=400, help="of each training")
     parser.add_argument("--objects", type=int, default=432, help="to learn from; a third as many are held out")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--features", type=Path, default=Path("runs/frozen"), help="folder of frozen_backbone.py")
@@ -123,7 +123,7 @@ def main() -> None:
         models[name] = train(model, batches(learning, args.seed), args.steps, name, small_recipe(model, args.steps))
     found = {
         name: retention(
-            model, features(model, learning, 4, 1), features(model, others, 4, 2), observed=OBSERVED, horizon=HORIZON,
+            model, features(model, learning, 2, 1), features(model, others, 4, 2), observed=OBSERVED, horizon=HORIZON,
             hidden=(128,), seed=args.seed,
         )
         for name, model in models.items()

@@ -104,7 +104,7 @@ def draw(accuracy: dict[str, dict[int, float]], reads: dict[str, Read], path: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=800, help="of each training")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--objects", type=int, default=432, help="to learn from; a third as many are held out")
     parser.add_argument("--length", type=int, default=1000, help="of the stream, views")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
