@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from claims_model import build, settled
-from frozen_backbone import BATCH, DIM, GROUP, SIDE, VIEWS, Adapter, pretrained_pools
+from frozen_backbone import DIM, GROUP, SIDE, VIEWS, Adapter, pretrained_pools
 from matplotlib.figure import Figure
 from small import small_recipe, train
 from torch import Tensor
@@ -26,6 +26,7 @@ from seqjepa import SeqJEPA, SeqJEPAOutput, ViewSequence, pair_loss, rollout_los
 from seqjepa.data import ViewPool
 from seqjepa.evaluation import Features, Retention, extract, retention
 
+BATCH = 64
 OBSERVED, TRAINED, HORIZON = 3, 3, 5  # views seen; steps of a roll-out in training; steps that are asked for
 
 
@@ -106,7 +107,7 @@ def draw(found: dict[str, Retention], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--steps", type=int, default=200, help="of each training")
     parser.add_argument("--objects", type=int, default=432, help="to learn from; a third as many are held out")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--features", type=Path, default=Path("runs/frozen"), help="folder of frozen_backbone.py")
@@ -123,8 +124,8 @@ def main() -> None:
         models[name] = train(model, batches(learning, args.seed), args.steps, name, small_recipe(model, args.steps))
     found = {
         name: retention(
-            model, features(model, learning, 2, 1), features(model, others, 4, 2), observed=OBSERVED, horizon=HORIZON,
-            hidden=(128,), seed=args.seed,
+            model, features(model, learning, 2, 1), features(model, others, 2, 2), observed=OBSERVED, horizon=HORIZON,
+            hidden=(64,), seed=args.seed,
         )
         for name, model in models.items()
     }  # fmt: skip
