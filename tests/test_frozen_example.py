@@ -72,17 +72,3 @@ def test_the_example_measures_trains_and_draws_and_computes_its_features_once(tm
         assert all(float(number) <= 1 for line in held for number in line[36:].split())
         assert "accuracy %, state of 5" in result.stdout
     assert (tmp_path / "frozen.png").stat().st_size > 5000
-
-
-@pytest.mark.nightly
-def test_the_examples_that_learn_from_its_features_run_and_draw(tmp_path: Path) -> None:
-    table = {"imagine": ("composed, share retained", 5), "stream": ("causal, trained on 8", 4)}
-    for name, (line, count) in table.items():
-        command = [sys.executable, "-W", "error", f"examples/{name}.py", "--steps", "2", "--objects", "48"]
-        command += ["--length", "30"] if name == "stream" else []
-        folders = ["--features", str(tmp_path / "features"), "--output", str(tmp_path / name)]
-        result = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        (row,) = (row for row in result.stdout.splitlines() if row.startswith(line))
-        assert len(row[len(line) :].split()) == count
-        assert (tmp_path / name / f"{name}.png").stat().st_size > 5000
