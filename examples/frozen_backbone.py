@@ -19,6 +19,7 @@ import argparse
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -76,7 +77,7 @@ class Trunk(nn.Module):
 
     def __init__(self, *, pretrained: bool) -> None:
         super().__init__()
-        self.network = lite0(pretrained=pretrained).to(memory_format=torch.channels_last)
+        self.network: Any = lite0(pretrained=pretrained).to(memory_format=torch.channels_last)
 
     def forward(self, views: Tensor) -> Tensor:
         views = (2 * views - 1).contiguous(memory_format=torch.channels_last)  # as the network was trained

@@ -262,7 +262,9 @@ def build_causal() -> Paired:
 
 def streamed(model: SeqJEPA, z: Tensor, e: Tensor) -> Tensor:
     """The state after every view, view by view."""
-    empty, finished, cache, states = torch.zeros_like(e[:, 0]), None, None, []
+    empty, states = torch.zeros_like(e[:, 0]), []
+    finished: Tensor | None = None
+    cache: Any = None
     for t in range(z.shape[1]):
         state, cache = model.aggregator.step(finished, torch.cat([z[:, t], empty], dim=1), cache)
         states.append(state)
@@ -286,8 +288,9 @@ def streams(me: int, world: int) -> None:
     # A causal aggregator's ways in gather as its forward does, and the gradient through them is that of the whole.
     drawn = torch.randn(8, 5, 12, generator=torch.Generator().manual_seed(2))
     z, e = drawn[..., :8], drawn[:, :4, 8:]
+    reads: list[Callable[[SeqJEPA, Tensor, Tensor], Tensor]] = [lambda m, z, e: m.aggregate_prefixes(z, e), streamed]
     for shard in ways:
-        for read in (lambda m, z, e: m.aggregate_prefixes(z, e), streamed):
+        for read in reads:
             whole_model, model = build_causal(), build_causal()
             shard(model)
             assert register_forward_methods(register_forward_methods(model)) is model
