@@ -44,13 +44,10 @@ def register_forward_methods(model: Module) -> Module:
 
     aggregator = getattr(model, "aggregator", None)
     ways_in = [name for name in WAYS_IN if hasattr(aggregator, name)]
-    if (
-        isinstance(aggregator, nn.Module)
-        and isinstance(aggregator, FSDPModule)
-        and not set(ways_in) & set(vars(aggregator))
-    ):
+    if isinstance(aggregator, nn.Module) and isinstance(aggregator, FSDPModule):
         for name in ways_in:
-            register_fsdp_forward_method(aggregator, name)
+            if name not in vars(aggregator):
+                register_fsdp_forward_method(aggregator, name)
     if not isinstance(model, FSDPModule) or "forward" in vars(model):
         return model
     inside = [False]
