@@ -43,8 +43,10 @@ Digits = list[tuple[Tensor, Tensor]]
 class NoisyViews(RotatedViews):
     """The library's sampler, and pixel noise on top: one view is not enough to be sure of the digit."""
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> ViewSequence:
-        sequence = super().__call__(images, generator=generator)
+    def __call__(
+        self, images: Tensor, *, generator: torch.Generator | None = None, shared: bool = False
+    ) -> ViewSequence:
+        sequence = super().__call__(images, generator=generator, shared=shared)
         noise = torch.randn(sequence.views.shape, generator=generator, device=images.device)
         return sequence._replace(views=(sequence.views + 0.2 * noise).clamp(0, 1))
 

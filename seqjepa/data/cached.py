@@ -264,7 +264,8 @@ def _digest(encoder: Callable[[Tensor], Tensor]) -> str:
     for name, tensor in encoder.state_dict().items():
         if isinstance(tensor, Tensor):
             known.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            known.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            data: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            known.update(data)
     return f"{type(encoder).__name__} {known.hexdigest()}"
 
 

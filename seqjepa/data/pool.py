@@ -128,8 +128,9 @@ class ViewPool(SeededDataset):
 
 
 def _first(sequence: ViewSequence) -> ViewSequence:
-    parts: Any = (None if part is None else part[0] for part in sequence[:4])
-    return ViewSequence(*parts, sequence.group)
+    parts: list[Any] = [None if part is None else part[0] for part in sequence[:4]]
+    views, actions, parameters, labels = parts
+    return ViewSequence(views, actions, parameters, labels, sequence.group)
 
 
 def _unit_floats(views: Tensor) -> Tensor:

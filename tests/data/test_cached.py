@@ -223,7 +223,8 @@ def pool(dtype: torch.dtype = torch.float16, **options: Any) -> ViewPool:
     poses = torch.stack([Rotation3D.random(6, generator=generator) for _ in range(9)])
     source, number = torch.meshgrid(torch.arange(9), torch.arange(6), indexing="ij")
     views = torch.stack([source, number], dim=-1).to(dtype)
-    return ViewPool(views, poses, Rotation3D(), **{"num_views": 4, "labels": torch.arange(9) % 3} | options)
+    given: dict[str, Any] = {"num_views": 4, "labels": torch.arange(9) % 3}
+    return ViewPool(views, poses, Rotation3D(), **given | options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -234,7 +235,9 @@ def test_items_are_different_views_of_one_source_and_the_way_between_them(dtype:
         source, number = views[..., 0].long(), views[..., 1].long()
         assert (source == source[:, :1]).all()
         assert all(len(set(row.tolist())) == 4 for row in number)
+        assert isinstance(poses, Tensor)
         assert torch.equal(poses, held.elements[source, number])
+        assert labels is not None
         assert torch.equal(labels, source[:, 0] % 3)
         torch.testing.assert_close(actions, Rotation3D().actions(poses))
 

@@ -43,7 +43,8 @@ class Stays(Dreams):
 
 def measured(model: Any, spread: float = 1.0, **options: Any) -> Any:
     features = [extract(model, world(400, OBSERVED + HORIZON, seed, spread)) for seed in (0, 1)]
-    return retention(model, *features, **{"observed": OBSERVED, "horizon": HORIZON, "hidden": ()} | options)
+    settings: dict[str, Any] = {"observed": OBSERVED, "horizon": HORIZON, "hidden": ()}
+    return retention(model, *features, **settings | options)
 
 
 def test_a_model_that_knows_its_world_retains_all_of_it() -> None:
@@ -78,7 +79,7 @@ def test_actions_alone_tell_where_they_lead_and_no_view_is_read_for_that() -> No
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_seqjepa_is_asked_as_it_imagines(causal: bool) -> None:
-    parts = {"aggregator": CausalAggregator(12, heads=2)} if causal else {}
+    parts: dict[str, Any] = {"aggregator": CausalAggregator(12, heads=2)} if causal else {}
     model = tiny_model(action_dim=4, **parts)
     q = torch.nn.functional.normalize(torch.randn(40, 4, 4), dim=-1)
     views = torch.rand(40, 4, 3, 8, 8)
