@@ -91,27 +91,41 @@ def draw(runs: Mapping[int, Seed]) -> Figure:
     """The plane of accuracy and R², as in the paper: ours with a dot a seed, and the published table."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     ours, published = figure.subplots(1, 2)
-    here = {name: (values(runs, name, R2), values(runs, name, Z)) for name in METHODS}
+    here = {name: (values(runs, name, R2), values(runs, name, Z)) for name in METHODS if name != UNTRAINED}
     there = {name: ([m.paper[1]], [m.paper[0]]) for name, m in METHODS.items() if m.paper is not None}
     plane(ours, {name: xy for name, xy in here.items() if xy[0]})
     plane(published, there)
+    untrained = ", ".join(f"{mean_and_spread(values(runs, UNTRAINED, column))}" for column in (R2, Z))
     ours.set(title="here: z of one view", xlabel="R² of the relative rotation", ylabel="top-1 %")
+    ours.text(0.98, 0.02, f"untrained: {untrained} %", fontsize=7, color="0.5", ha="right", transform=ours.transAxes)
     published.set(title="published, 3DIEBench", xlabel="R² of the relative rotation")
     return figure
 
 
 def plane(axis: Axes, points: Mapping[str, tuple[list[float], list[float]]]) -> None:
-    """A dot a seed, and the names at their means, moved up where they would lie upon one another."""
+    """A dot a seed, and the names beside their means: as near as they lie upon no dot and no other name."""
+    if not points:
+        return
     means = {name: (statistics.fmean(x), statistics.fmean(y)) for name, (x, y) in points.items()}
     wide, high = (max(c) - min(c) or 1.0 for c in zip(*means.values(), strict=True))
-    placed: list[tuple[float, float]] = []
+    taken = [(x / wide, x / wide + 0.01, y / high) for x, y in means.values()]  # from, to, height
     for name, (x, y) in sorted(means.items(), key=lambda item: item[1][1]):
-        color = "tab:red" if name.startswith(SEQJEPA) else "0.6" if name == UNTRAINED else "tab:blue"
+        color = "tab:red" if name.startswith(SEQJEPA) else "tab:blue"
         axis.plot(*points[name], ".", color=color, markersize=5)
-        at = y
-        while any(abs(x - px) < 0.45 * wide and abs(at - py) < 0.032 * high for px, py in placed):
-            at += 0.008 * high
-        placed.append((x, at))
-        axis.annotate(name, (x, y), (x + 0.02 * wide, at), fontsize=7, color=color, va="center")
-    axis.margins(x=0.22, y=0.12)
+        long = 0.026 * len(name)
+        sides = (0.03, -long - 0.03, 0.2)
+        places = ((x / wide + right, y / high + 0.045 * up) for right in sides for up in (0, 1, -1, 2, -2, 3, -3))
+        left, at = next(
+            (place for place in places if all(
+                place[0] > end or place[0] + long < begin or abs(place[1] - level) > 0.04 for begin, end, level in taken
+            )),
+            (x / wide + 0.03, y / high),
+        )  # fmt: skip
+        taken.append((left, left + long, at))
+        far = abs(at - y / high) > 0.01 or left - x / wide > 0.1
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.4} if far else None
+        axis.annotate(
+            name, (x, y), (left * wide, at * high), fontsize=7, color=color, va="center", arrowprops=line
+        )  # fmt: skip
+    axis.margins(x=0.3, y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
