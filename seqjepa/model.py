@@ -360,7 +360,11 @@ class SeqJEPA(PretrainedModule):
                 "future_actions must be (B, K, A) with K of at least 1 and the B and A of actions; got shape "
                 f"{tuple(future_actions.shape)} beside actions of shape {tuple(actions.shape)}."
             )
-        return self.imagine_from(self.encode(views), self.embed(actions), future_actions)
+        # All actions at once, as in forward: batch norm moves once, and of one view there are none before it.
+        e = self.embed(torch.cat([actions, future_actions], dim=1)).split(
+            [actions.shape[1], future_actions.shape[1]], 1
+        )
+        return self._imagine(self.encode(views), *e)
 
     def imagine_from(
         self,
@@ -400,12 +404,20 @@ class SeqJEPA(PretrainedModule):
                 "future_actions must be (B, K, A) with K of at least 1 and the B of z; got shape "
                 f"{tuple(future_actions.shape)} beside z of shape {tuple(z.shape)}."
             )
-        ahead = self.embed(future_actions)
+        return self._imagine(z, e, self.embed(future_actions))
+
+    def update_target(self) -> None:
+        """Move the target encoder one step towards the encoder: call it after each optimiser step."""
+        self.target.update(self.encoder)
+
+    def _imagine(
+        self, z: Float[Tensor, "B T D"], e: Float[Tensor, "B steps E"], ahead: Float[Tensor, "B K E"]
+    ) -> Float[Tensor, "B K D"]:
         aggregator = unwrap(self.aggregator)
         tokens, cache = _tokens(z, e), None
         finished, last = tokens[:, :-1], tokens[:, -1]
         predictions: list[Tensor] = []
-        for k in range(future_actions.shape[1]):
+        for k in range(ahead.shape[1]):
             if isinstance(aggregator, CausalAggregator):
                 state, cache = aggregator.step(finished, last, cache)
             else:
@@ -414,10 +426,6 @@ class SeqJEPA(PretrainedModule):
             z, e = torch.cat([z, predictions[-1][:, None]], dim=1), torch.cat([e, ahead[:, k : k + 1]], dim=1)
             finished, last = _tokens(z[:, -2:], e[:, -1:]).unbind(1)
         return torch.stack(predictions, dim=1)
-
-    def update_target(self) -> None:
-        """Move the target encoder one step towards the encoder: call it after each optimiser step."""
-        self.target.update(self.encoder)
 
 
 def _tokens(z: Tensor, e: Tensor, mask: Tensor | None = None) -> Tensor:

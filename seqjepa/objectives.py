@@ -68,7 +68,8 @@ def pair_loss(
         group: composes the actions.
         mask: (B, T) bool, as in the model's forward. A pair counts where both of its views do: those of padding are
             left out of the mean, whose value is 0 where none is left.
-        generator: of the draw, on the CPU; torch's own by default.
+        generator: of the draw, on any device; by default torch's own, where the views lie. A graph of `torch.compile`
+            takes no generator: leave it out there.
 
     Returns:
         The loss, to be added to `out.loss` with a weight of yours, and its term `pairs`. The mean is over the pairs of
@@ -106,8 +107,11 @@ def pair_loss(
         )
     distance = _distance(model)
     observed = actions.shape[1]
-    further = 1 + int(torch.randint(observed, (), generator=generator, device="cpu"))
-    second = (torch.arange(observed, device=views.device) + further) % (observed + 1)
+    where = views.device if generator is None else generator.device
+    further = 1 + torch.randint(observed, (1,), generator=generator, device=where)
+    second = (torch.arange(observed, device=views.device) + further.to(views.device, non_blocking=True)) % (
+        observed + 1
+    )
 
     z, target, valid = out.z, torch.cat([_observed_targets(model, out, views), out.target[:, None]], dim=1), None
     if mask is not None:
@@ -142,15 +146,15 @@ def rollout_loss(
     """Imagine `horizon` steps ahead, each prediction fed back as a view, and compare each with the view that came.
 
     ```
-    1/K Σ_k distance(ẑ_k, target encoder(view T+k)),    ẑ_1 … ẑ_K = imagine_from(z_1 … z_T, e, a_T … a_T+K−1)
+    1/K Σ_k distance(ẑ_k, target encoder(view T+k)),    ẑ_1 … ẑ_K = imagine(views 1 … T, a_1 … a_T−1, a_T … a_T+K−1)
     ```
 
     A model that plans or dreams is asked for several steps; this trains it for as many, where its loss trains it for
-    one. The gradient goes through all steps, and to the encoder through the observed views. Step 1 is the model's own
-    distance, without its regulariser (in eval mode; in training mode batch norm in the embedder sees other rows).
+    one. The gradient goes through all steps, and to the encoder through the observed views. Of one step it is the
+    model's own distance, without its regulariser.
 
     Args:
-        model: with `encode`, `embed`, `imagine_from`, `target`, and a `loss` that has a `distance`.
+        model: with `imagine`, `target`, and a `loss` that has a `distance`.
         views: (B, T+K, …) or more, whose rest is not looked at.
         actions: between the views.
         observed: T, the views to begin with, at least 1.
@@ -190,10 +194,8 @@ def rollout_loss(
         )
     distance = _distance(model)
     target = model.target(views[:, observed:needed].flatten(0, 1))  # (B·K, D)
-    z = model.encode(views[:, :observed])  # (B, T, D)
-    # All actions at once, as in forward: one observed view alone has none, of which batch norm would know nothing.
-    e = model.embed(actions[:, : needed - 1])[:, : observed - 1]  # (B, T−1, E)
-    ahead = model.imagine_from(z, e, actions[:, observed - 1 : needed - 1])  # (B, K, D)
+    past, future = actions[:, : observed - 1], actions[:, observed - 1 : needed - 1]
+    ahead = model.imagine(views[:, :observed], past, future)  # (B, K, D)
     by_step = distance(ahead.flatten(0, 1), target).unflatten(0, (-1, horizon)).mean(dim=0)
     return LossOutput(by_step.mean(), {f"rollout_{k + 1}": step for k, step in enumerate(by_step.detach())})
 

@@ -187,10 +187,10 @@ def _checked_sequence(item: Any, name: str) -> ViewSequence:
     )
     assert views is not None
     assert actions is not None
-    if views.ndim != 4 or actions.ndim != 2 or len(views) != len(actions) + 1:
+    if views.ndim < 2 or actions.ndim != 2 or len(views) != len(actions) + 1:
         raise ValueError(
-            "A dataset's ViewSequence is one source without the batch axis, views (T+1, C, H, W) and actions (T, "
-            f"A); {name} has {tuple(views.shape)} and {tuple(actions.shape)}."
+            "A dataset's ViewSequence is one source without the batch axis, views (T+1, …) and actions (T, A); "
+            f"{name} has {tuple(views.shape)} and {tuple(actions.shape)}."
         )
     if len(actions) == 0:
         raise ValueError(

@@ -21,7 +21,10 @@ from seqjepa import (
     StopGradientTarget,
     VarianceCovariance,
     VectorQuantizer,
+    pair_loss,
+    rollout_loss,
 )
+from seqjepa.groups import Rotation3D, Translation
 from tests.baselines.builders import tiny
 from tests.builders import TinyEncoder, sequence, tiny_model
 
@@ -108,6 +111,43 @@ def test_compiled_methods_agree(causal: bool) -> None:
     z, e = model.encode(views), model.embed(actions)
     prefixes: Any = torch.compile(model.aggregate_prefixes, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(prefixes(z, e), model.aggregate_prefixes(z, e))
+
+
+class Objectives(SeqJEPA):
+    """A forward that holds pairs and a roll-out, as a training loop would compile it."""
+
+    group: Any = Translation(3)
+
+    def forward(self, views: Tensor, actions: Tensor, mask: Tensor | None = None) -> Any:
+        out = super().forward(views, actions, mask)
+        pairs = pair_loss(self, out, views, actions, self.group, mask=mask).loss
+        return out._replace(loss=out.loss + pairs + rollout_loss(self, views, actions, observed=1, horizon=2).loss)
+
+
+def with_objectives(group: Any) -> Objectives:
+    plain = tiny_model(action_dim=group.dim, dropout=0.0)
+    model = Objectives(plain.encoder, plain.embedder, plain.aggregator, plain.predictor, plain.target)
+    model.group = group
+    return model
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_forward_with_further_objectives_is_one_graph(masked: bool) -> None:
+    assert_one_training_step_agrees(
+        with_objectives(Translation(3)), lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"), masked
+    )
+
+
+def test_in_a_compiled_graph_the_pairs_are_drawn_anew_each_time() -> None:
+    model = with_objectives(Rotation3D()).eval()
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    views, _ = sequence()
+    actions = Rotation3D.random(12, generator=torch.Generator().manual_seed(0)).unflatten(0, (4, 3))
+    torch.manual_seed(0)
+    found = {round(float(compiled(views, actions).loss), 5) for _ in range(20)}
+    torch.manual_seed(0)
+    assert found == {round(float(model(views, actions).loss), 5) for _ in range(20)}
+    assert len(found) == 3  # one, two, or three views further
 
 
 @pytest.mark.parametrize("bottleneck", [None, GaussianBottleneck(), VectorQuantizer(4, 2)], ids=type)

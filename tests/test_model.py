@@ -264,6 +264,21 @@ def test_imagining_feeds_each_prediction_back_as_a_view(t: int, k: int) -> None:
     assert imagined.shape == (3, k, 8)
 
 
+@pytest.mark.parametrize("observed", [1, 3])
+def test_imagining_in_training_mode_moves_the_embedder_s_statistics_once_over_all_actions(observed: int) -> None:
+    model = tiny_model(dropout=0.0).train()
+    views, actions = sequence(observed=4)
+    twin = copy.deepcopy(model)
+    e = twin.embed(actions)
+    imagined = model.imagine(views[:, :observed], actions[:, : observed - 1], actions[:, observed - 1 :])
+    for name, buffer in model.embedder.named_buffers():
+        assert buffer.isfinite().all(), name
+        torch.testing.assert_close(buffer, dict(twin.embedder.named_buffers())[name])
+    z = twin.encode(views[:, :observed])
+    first = twin.predict(twin.aggregate(z, e[:, : observed - 1]), e[:, observed - 1])
+    torch.testing.assert_close(imagined[:, 0], first)
+
+
 def test_an_imagined_step_does_not_know_later_actions() -> None:
     model = eval_model()
     views, actions = wide(3, 4)

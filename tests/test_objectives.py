@@ -306,9 +306,9 @@ def test_a_roll_out_feeds_predictions_back_and_compares_each_with_the_view_that_
     assert not any(term.requires_grad for term in terms.values())
 
 
-@given(small, small, distances)
-def test_one_step_ahead_is_the_model_s_own_distance(b: int, t: int, distance: type[nn.Module]) -> None:
-    model = eval_model(loss=SeqJEPALoss(distance()))
+@given(small, small, distances, st.booleans())
+def test_one_step_ahead_is_the_model_s_own_distance(b: int, t: int, distance: type[nn.Module], training: bool) -> None:
+    model = eval_model(loss=SeqJEPALoss(distance()), dropout=0.0).train(training and b > 1)
     views, actions = sequence(b, t, dtype=torch.float64)
     loss, _ = rollout_loss(model, views, actions, observed=t, horizon=1)
     torch.testing.assert_close(loss, model(views, actions).loss)

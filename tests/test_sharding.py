@@ -19,8 +19,17 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
-from seqjepa import ConditionedPredictor, CosineSchedule, EMATarget, SeqJEPA, ViewSequence
+from seqjepa import (
+    CausalAggregator,
+    ConditionedPredictor,
+    CosineSchedule,
+    EMATarget,
+    SeqJEPA,
+    ViewSequence,
+    pair_loss,
+)
 from seqjepa.evaluation import extract
+from seqjepa.groups import Translation
 from seqjepa.training import Checkpoints, register_forward_methods, sync_batch_norm
 from tests.builders import TinyEncoder, randomise, sequence, tiny_model
 from tests.ranks import on_ranks
@@ -230,6 +239,75 @@ def methods(me: int, world: int) -> None:
         check_same(model, alone, shard.__name__)
 
 
+def aggregator_alone(model: SeqJEPA) -> None:
+    fully_shard(model.aggregator)
+
+
+class Paired(SeqJEPA):
+    """Pairs of views in the forward, drawn alike on all ranks."""
+
+    def forward(self, views: Tensor, actions: Tensor, mask: Tensor | None = None) -> Any:
+        out = super().forward(views, actions, mask)
+        generator = torch.Generator().manual_seed(5)
+        loss, terms = pair_loss(self, out, views, actions, Translation(3), mask=mask, generator=generator)
+        return out._replace(loss=(out.loss + loss) / 2, terms=out.terms | terms)
+
+
+def build_causal() -> Paired:
+    torch.manual_seed(1)
+    parts = build()
+    aggregator = CausalAggregator(12, heads=2, depth=2, window=3, dropout=0.0)
+    return Paired(parts.encoder, parts.embedder, aggregator, parts.predictor, parts.target)
+
+
+def streamed(model: SeqJEPA, z: Tensor, e: Tensor) -> Tensor:
+    """The state after every view, view by view."""
+    empty, states = torch.zeros_like(e[:, 0]), []
+    finished: Tensor | None = None
+    cache: Any = None
+    for t in range(z.shape[1]):
+        state, cache = model.aggregator.step(finished, torch.cat([z[:, t], empty], dim=1), cache)
+        states.append(state)
+        if t < e.shape[1]:
+            finished = torch.cat([z[:, t], e[:, t]], dim=1)
+    return torch.stack(states, dim=1)
+
+
+def streams(me: int, world: int) -> None:
+    # Pairs in the forward train as in one process, whichever parts are sharded.
+    share = slice(me, None, world)
+    ways = (aggregator_alone, everything, everything_that_is_sharded_again, everything_in_parts)
+    alone = build_causal()
+    train(alone, slice(None))
+    for shard in ways:
+        model = build_causal()
+        shard(model)
+        train(model, share)
+        check_same(model, alone, f"pairs, {shard.__name__}")
+
+    # A causal aggregator's ways in gather as its forward does, and the gradient through them is that of the whole.
+    drawn = torch.randn(8, 5, 12, generator=torch.Generator().manual_seed(2))
+    z, e = drawn[..., :8], drawn[:, :4, 8:]
+    reads: list[Callable[[SeqJEPA, Tensor, Tensor], Tensor]] = [lambda m, z, e: m.aggregate_prefixes(z, e), streamed]
+    for shard in ways:
+        for read in reads:
+            whole_model, model = build_causal(), build_causal()
+            shard(model)
+            assert register_forward_methods(register_forward_methods(model)) is model
+            expected, got = read(whole_model, z, e), read(model, z[share], e[share])
+            torch.testing.assert_close(got, expected[share])
+            expected.square().mean().backward()
+            got.square().mean().backward()
+            for p, q in zip(model.aggregator.parameters(), whole_model.aggregator.parameters(), strict=True):
+                grad = p.grad
+                assert grad is not None
+                assert q.grad is not None
+                if not isinstance(grad, DTensor):
+                    dist.all_reduce(grad)
+                    grad = grad / world
+                torch.testing.assert_close(whole(grad), q.grad, atol=1e-6, rtol=1e-5)
+
+
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     states = (optimizer.state[p] for group in optimizer.param_groups for p in group["params"])
     return [whole(value) for state in states for value in state.values()]
@@ -326,6 +404,7 @@ def files(me: int, world: int, folder: Path) -> None:
 def laws(me: int, world: int, folder: Path) -> None:
     averages(me, world)
     methods(me, world)
+    streams(me, world)
     files(me, world, folder)
 
 

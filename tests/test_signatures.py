@@ -72,6 +72,7 @@ def test_every_public_call_keeps_the_shapes_it_promises() -> None:
 def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
     result = run(
         """
+        import tempfile
         with install_import_hook("seqjepa", "beartype.beartype"):
             from seqjepa.data import *
             from seqjepa.evaluation import *
@@ -94,6 +95,10 @@ def test_groups_samplers_and_measures_keep_the_shapes_they_promise() -> None:
             path, e = group.path_composition(a), group.identity()
             group.compose(path, group.inverse(path)), group.distance(path, e), group.describe(path[0])
             group.log(group.exp(torch.zeros(2, 3, group.local_dim)))
+        pool = ViewPool(sequence.views, objects.elements(sequence.parameters), group, num_views=2, labels=labels)
+        pool.sample(torch.arange(4), generator=g), pool[3]
+        with tempfile.TemporaryDirectory() as folder:
+            cache_features(folder + "/f", torch.nn.Flatten(), sequence.views)
         q = Rotation3D.random(5, generator=g)
         Rotation3D.from_6d(Rotation3D.to_6d(q)), Rotation3D.from_matrix(Rotation3D.to_matrix(q))
         check_group(Translation(2), torch.randn(9, 2))

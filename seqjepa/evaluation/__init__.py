@@ -14,6 +14,7 @@ from seqjepa.evaluation.collapse import (
 from seqjepa.evaluation.composition import CompositionError, composition_error
 from seqjepa.evaluation.draws import redraw
 from seqjepa.evaluation.features import Features, extract
+from seqjepa.evaluation.imagination import Retention, retention
 from seqjepa.evaluation.invariance import Invariance, invariance
 from seqjepa.evaluation.latent_actions import (
     FewLabels,
@@ -75,6 +76,7 @@ __all__ = [
     "OnlineProbe",
     "PredictionRetrievalError",
     "Regression",
+    "Retention",
     "Retrieval",
     "RetrievalChance",
     "RotationError",
@@ -112,6 +114,7 @@ __all__ = [
     "rankme",
     "redraw",
     "regression_r2",
+    "retention",
     "retrieval",
     "rotation_error",
     "sensitivity",

@@ -19,7 +19,7 @@ __all__ = ["ROWS", "Remembering", "call", "evaluating", "infer", "modules_of", "
 
 PARTS = {
     "encode": "encoder", "embed": "embedder", "aggregate": "aggregator", "aggregate_prefixes": "aggregator",
-    "predict": "predictor", "infer": "network",
+    "imagine_from": "aggregator", "predict": "predictor", "infer": "network",
 }  # fmt: skip
 ROWS = 4096  # sources or rows at a time where a batch size is not given
 
@@ -127,7 +127,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def call(model: Any, part: str, *inputs: Tensor) -> Tensor:
-    """What `model.aggregate`, `.embed` or `.predict` makes of features, some rows at a time."""
+    """What `model.aggregate`, `.embed`, `.predict` or `.imagine_from` makes of features, some rows at a time."""
     model = unwrapped(model)
     function = getattr(model, part)
     with evaluating(model, function):

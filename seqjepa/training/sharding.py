@@ -13,6 +13,7 @@ __all__ = ["register_forward_methods"]
 
 Module = TypeVar("Module", bound=nn.Module)
 METHODS = ("encode", "embed", "aggregate", "aggregate_prefixes", "predict", "imagine", "imagine_from")
+WAYS_IN = ("prefixes", "step")  # of an aggregator, beside its forward
 
 
 def register_forward_methods(model: Module) -> Module:
@@ -20,11 +21,13 @@ def register_forward_methods(model: Module) -> Module:
 
     `fully_shard` gathers a module's weights when the module itself is called; its other methods and its target would
     find shards. After this they gather as a call does, once for the outermost: `imagine` and the model's own forward
-    pass, which call the others, gather no more than before. A gathering is a collective: call the same methods on all
-    ranks. A model that is not sharded, or only in its parts, which gather by themselves, stays as it is.
+    pass, which call the others, gather no more than before. `prefixes` and `step` of a
+    [`CausalAggregator`][seqjepa.CausalAggregator] gather too, also where it is the only part that is sharded. A
+    gathering is a collective: call the same methods on all ranks. A model that is not sharded, or only in its parts,
+    which gather by themselves, stays as it is.
 
     Args:
-        model: right after `fully_shard(model)`. A second call changes nothing.
+        model: right after `fully_shard`, of it or of its parts. A second call changes nothing.
 
     Returns:
         The same model.
@@ -39,10 +42,17 @@ def register_forward_methods(model: Module) -> Module:
         return model  # nothing can be sharded
     from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+    aggregator = getattr(model, "aggregator", None)
+    ways_in = [name for name in WAYS_IN if hasattr(aggregator, name)]
+    if isinstance(aggregator, nn.Module) and isinstance(aggregator, FSDPModule):
+        for name in ways_in:
+            if name not in vars(aggregator):
+                register_fsdp_forward_method(aggregator, name)
     if not isinstance(model, FSDPModule) or "forward" in vars(model):
         return model
     inside = [False]
     places: list[tuple[Any, str]] = [(model, name) for name in METHODS if hasattr(model, name)]
+    places += [(aggregator, name) for name in ways_in]
     target = getattr(model, "target", None)
     for owner, name in [*places, *([(target, "forward")] if isinstance(target, nn.Module) else [])]:
         plain = getattr(owner, name)

@@ -183,7 +183,7 @@ def test_rivals_went_through_the_same_and_are_other_sources() -> None:
 def test_a_cut_is_the_plain_mean_over_pairs_of_sources() -> None:
     test = extract(Exact(), world(2, 3), inverse=true)  # of two sources the other one is known
     cut = latent_cut(Exact(), true, test)
-    own, strange, apart = [], [], []
+    own, strange, apart = list[Tensor](), list[Tensor](), list[Tensor]()
     assert test.target is not None
     for row, k in ((row, k) for row in range(2) for k in (1, 2)):
         z, right, wrong = test.z[row, :1], test.target[row, k], test.target[1 - row, k]
