@@ -70,6 +70,7 @@ def check_sequence(views: Tensor, actions: Tensor) -> None:
                 if m == n
                 else ""
             )
+            + (f" Axis 1 of views counts them, (B, T+1, …); got {tuple(views.shape)}." if views.ndim < 5 else "")
         )
     if views.shape[0] != actions.shape[0]:
         raise ValueError(f"Views and actions must have one batch size; got {views.shape[0]} and {actions.shape[0]}.")

@@ -682,6 +682,8 @@ def test_wrong_ranks_dtypes_and_batches_are_refused() -> None:
         model(views[:, :, 0, 0, 0], actions)
     with pytest.raises(ValueError, match=r"actions must have the axes \(B, T, A\); got shape \(4, 3\)"):
         model(views, actions[..., 0])
+    with pytest.raises(ValueError, match=r"got 2\. .* Axis 1 of views counts them, \(B, T\+1, …\); got \(4, 4, 8, 8\)"):
+        model(views[:, :, 0], actions[:, :2])
     with pytest.raises(ValueError, match=r"one batch size; got 4 and 3"):
         model(views, actions[:3])
     with pytest.raises(TypeError, match=r"views must be floating point; got torch\.uint8"):

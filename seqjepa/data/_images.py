@@ -8,7 +8,7 @@ from torch import Tensor
 from seqjepa._checks import check_axes
 from seqjepa.groups.base import all_true
 
-__all__ = ["check_images", "check_num_views", "spoil"]
+__all__ = ["check_channels_first", "check_images", "check_num_views", "spoil"]
 
 LOWEST, HIGHEST = -0.25, 1.25
 
@@ -20,6 +20,7 @@ def check_images(images: Tensor, *, any_range: bool = False) -> Tensor:
     On other devices, which must not be waited for, an image whose values break the rule comes back as NaN.
     """
     check_axes("images", images, "B C H W")
+    check_channels_first("images", images)
     if 0 in images.shape:
         raise ValueError(f"A batch needs at least one image of at least one pixel; got shape {tuple(images.shape)}.")
     low, high = images.detach().flatten(1).amin(dim=1), images.detach().flatten(1).amax(dim=1)  # NaN goes through both
@@ -38,6 +39,15 @@ def check_images(images: Tensor, *, any_range: bool = False) -> Tensor:
         f"Images are numbers in [0, 1]; got {low.min():.4g} to {high.max():.4g}. Divide bytes by 255; normalise the "
         "views, not the images."
     )
+
+
+def check_channels_first(name: str, images: Tensor) -> None:
+    """Raise where images (B, C, H, W) are three pixels wide or so, and have many channels: those are (B, H, W, C)."""
+    if images.ndim == 4 and images.shape[-1] in (1, 3, 4) and min(images.shape[1:3]) > 4:
+        raise ValueError(
+            f"{name} must have the axes (…, C, H, W); {tuple(images.shape)} looks like (…, H, W, C). Bring the "
+            "channels forward by .permute(0, 3, 1, 2)."
+        )
 
 
 def spoil(x: Tensor, valid: Tensor) -> Tensor:

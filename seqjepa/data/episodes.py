@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from seqjepa.data._images import check_channels_first
 from seqjepa.groups import Group, Translation
 from seqjepa.types import ViewSequence, map_tensors
 
@@ -221,6 +222,7 @@ def _pair(sequence: Any, name: str) -> tuple[Tensor, Tensor]:
                 f"The {what} of {name} must be a torch.Tensor; got a {type(part).__name__}. "
                 f"Convert with torch.as_tensor({what})."
             )
+    check_channels_first(f"The views of {name}", views)
     if not actions.is_floating_point():
         raise TypeError(
             f"Actions are floating point; those of {name} are {actions.dtype}. Numbers of buttons are "

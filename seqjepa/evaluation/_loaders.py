@@ -107,8 +107,25 @@ def check_sequence_sources(sources: Tensor, count: int | None) -> None:
         )
 
 
+def check_kind(sequence: Any) -> None:
+    """Raise unless this is a batch of sequences; a loop over views and actions, or over a dataset, comes here too."""
+    if not isinstance(sequence, ViewSequence):
+        raise TypeError(
+            f"What is measured is a seqjepa.ViewSequence, or several in turn; got a {type(sequence).__name__}. Make "
+            "one of views and actions: ViewSequence(views, actions, labels=labels, group=group). Padded batches with a "
+            "mask cannot be measured: cut windows of one length by seqjepa.data.EpisodeWindows."
+        )
+    if isinstance(sequence.actions, Tensor) and sequence.actions.ndim == 2:
+        raise ValueError(
+            "A ViewSequence that is measured has a batch axis, actions (B, T, A); got "
+            f"{tuple(sequence.actions.shape)}, of one source. Batches of a dataset come from ViewLoader(dataset, "
+            "batch_size=256, shuffle=False, drop_last=False)."
+        )
+
+
 def batches(sequence: ViewSequence, size: int) -> Iterator[ViewSequence]:
     """At most `size` sources at a time."""
+    check_kind(sequence)
     check_sequence_labels(sequence)
     for start in range(0, len(sequence.views), size):
         rows = slice(start, start + size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from seqjepa import CausalAggregator, StopGradientTarget, ViewSequence
-from seqjepa.data import AugmentedViews, RotatedViews, ViewLoader
+from seqjepa.data import AugmentedViews, RotatedViews, ViewLoader, pad_sequences
 from seqjepa.evaluation import Features, aggregate_states, extract, prediction_retrieval_error, top1
 from seqjepa.evaluation._frozen import Remembering
 from seqjepa.evaluation._others import distance_to_others, of_other_sources
@@ -409,6 +409,26 @@ def test_labels_and_sources_are_checked_before_anything_is_encoded(
     sequence = world(4)._replace(labels=labels)
     with pytest.raises(error, match=message):
         extract(lambda v: pytest.fail("encoded"), [sequence] if several else sequence, sources=sources)
+
+
+def one_by_one(n: int) -> list[ViewSequence]:
+    """Each by itself, as a dataset of windows yields them."""
+    views, actions = world(n)[:2]
+    return [ViewSequence(v, a) for v, a in zip(views, actions, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        (tuple(world(4)[:2]), TypeError, r"got a Tensor\. Make one of views and actions: ViewSequence\("),
+        ([tuple(world(4)[:2])], TypeError, r"got a tuple\."),
+        ([pad_sequences(one_by_one(4))], TypeError, r"got a PaddedViews\..*EpisodeWindows"),
+        (one_by_one(4), ValueError, r"a batch axis.*ViewLoader\(dataset"),
+    ],
+)  # fmt: skip
+def test_what_is_no_batch_of_sequences_is_refused_in_words(what: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        extract(lambda v: pytest.fail("encoded"), what)
 
 
 def test_views_that_are_encoded_to_nothing_finite_are_counted() -> None:
