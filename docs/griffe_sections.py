@@ -27,19 +27,28 @@ class Sections(griffe.Extension):
 def submodules(module: griffe.Module) -> list[griffe.Module]:
     """All modules below one."""
     below = [child for child in module.modules.values() if not child.is_alias]
-    return [*below, *(deeper for child in below for deeper in submodules(child))]
+    return [
+        *below,
+        *(deeper for child in below for deeper in submodules(child)),
+    ]
 
 
 def list_what_a_base_describes(cls: griffe.Class) -> None:
     """Replace each method that overrides a public base's, with a docstring of one line, by that line."""
     lines = []
     for name, method in list(cls.members.items()):
-        described = [base for base in cls.mro() if not base.name.startswith("_") and name in base.members]
+        described = [
+            base
+            for base in cls.mro()
+            if not base.name.startswith("_") and name in base.members
+        ]
         one_line = method.docstring and "\n" not in method.docstring.value
         if method.is_public and described and one_line:
             base = described[-1]
             public = f"{base.module.parent.path}.{base.name}"
-            lines.append(f"- [`{name}`][{public}.{name}]: {method.docstring.value}")
+            lines.append(
+                f"- [`{name}`][{public}.{name}]: {method.docstring.value}"
+            )
             del cls.members[name]
     if lines and cls.docstring:
         title = f"**Methods, as [`{base.name}`][{public}] describes them:**"

@@ -25,30 +25,51 @@ def on_env(env: Any, /, *, config: Any, files: Any) -> None:
         config.plugins["autorefs"].register_url(name, address)
 
 
-def on_page_markdown(markdown: str, /, *, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(
+    markdown: str, /, *, page: Any, config: Any, files: Any
+) -> str:
     """Put a table of its objects on top of every reference page that has several, and of all of them on the first."""
     if TABLE in markdown:
         return markdown.replace(TABLE, "\n\n".join(_sections(config.nav)))
     names = OBJECTS.findall(markdown)
     if len(names) > 1:
-        first = re.search(r"^(\[\]\(\)\{.*\}\n\n)?::: ", markdown, flags=re.MULTILINE)
+        first = re.search(
+            r"^(\[\]\(\)\{.*\}\n\n)?::: ", markdown, flags=re.MULTILINE
+        )
         assert first, page.file.src_uri
-        return markdown[: first.start()] + _table(names) + "\n\n" + markdown[first.start() :]
+        return (
+            markdown[: first.start()]
+            + _table(names)
+            + "\n\n"
+            + markdown[first.start() :]
+        )
     return markdown
 
 
 def on_page_content(html: str, /, *, page: Any, config: Any, files: Any) -> str:
     """Let a click on a picture open it alone, in its own size."""
-    return re.sub(r'<img\b[^>]*? src="([^"]+)"[^>]*>', r'<a class="picture" href="\1">\g<0></a>', html)
+    return re.sub(
+        r'<img\b[^>]*? src="([^"]+)"[^>]*>',
+        r'<a class="picture" href="\1">\g<0></a>',
+        html,
+    )
 
 
 def _sections(nav: list[Any]) -> list[str]:
     """A heading and a table for each part of the reference, in the order of the navigation."""
-    reference = next(entry["Reference"] for entry in nav if "Reference" in entry)
+    reference = next(
+        entry["Reference"] for entry in nav if "Reference" in entry
+    )
     sections = []
     for entry in reference:
         for title, pages in entry.items() if isinstance(entry, dict) else ():
-            names = [name for page in pages for name in OBJECTS.findall((ROOT / "docs" / page).read_text("utf-8"))]
+            names = [
+                name
+                for page in pages
+                for name in OBJECTS.findall(
+                    (ROOT / "docs" / page).read_text("utf-8")
+                )
+            ]
             sections.append(f"## {title}\n\n{_table(names)}")
     return sections
 
@@ -65,9 +86,13 @@ def _table(names: list[str]) -> str:
 def summary(name: str) -> str:
     """The first paragraph of an object's docstring, on one line."""
     docstring = _package()[name.removeprefix("seqjepa.")].docstring
-    return " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
+    return (
+        " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
+    )
 
 
 @cache
 def _package() -> Any:
-    return griffe.load("seqjepa", search_paths=[str(ROOT)], resolve_aliases=True)
+    return griffe.load(
+        "seqjepa", search_paths=[str(ROOT)], resolve_aliases=True
+    )

@@ -46,20 +46,31 @@ def main() -> None:
     """Train, and evaluate on digits that were never seen."""
     torch.manual_seed(0)
     digits = load_digits()
-    images = F.interpolate(torch.tensor(digits.images[:, None] / 16, dtype=torch.float32), size=12, mode="bilinear")
+    images = F.interpolate(
+        torch.tensor(digits.images[:, None] / 16, dtype=torch.float32),
+        size=12,
+        mode="bilinear",
+    )
     labels = torch.tensor(digits.target)
-    sampler, generator = RotatedViews(num_views=5, degrees=45), torch.Generator().manual_seed(0)
+    sampler, generator = (
+        RotatedViews(num_views=5, degrees=45),
+        torch.Generator().manual_seed(0),
+    )
 
     def sample(rows: torch.Tensor) -> ViewSequence:
         drawn = sampler(images[rows], generator=generator)
-        return drawn._replace(views=noisy(drawn.views, generator), labels=labels[rows])
+        return drawn._replace(
+            views=noisy(drawn.views, generator), labels=labels[rows]
+        )
 
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)
     rate = WarmupCosineSchedule(1e-4, 2e-3, 1e-5, 200, STEPS)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for _ in range(STEPS):
-        views, actions, *_ = sample(torch.randint(TRAINING, (64,), generator=generator))
+        views, actions, *_ = sample(
+            torch.randint(TRAINING, (64,), generator=generator)
+        )
         optimizer.zero_grad()
         model(views[:, :4], actions[:, :3]).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -69,7 +80,9 @@ def main() -> None:
 
     train = sample(torch.arange(TRAINING))
     test = sample(torch.arange(TRAINING, len(images)))
-    print(evaluate(model, train, test, untrained=build, hidden=(), progress=False))
+    print(
+        evaluate(model, train, test, untrained=build, hidden=(), progress=False)
+    )
 
 
 if __name__ == "__main__":

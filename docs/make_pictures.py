@@ -41,15 +41,26 @@ def seeded(seed: int) -> torch.Generator:
 
 def photographs(side: int) -> Tensor:
     """A temple and a flower, the squares in their middle, (2, 3, side, side) in [0, 1]."""
-    whole = torch.stack([torch.tensor(image) for image in load_sample_images().images]).movedim(-1, 1) / 255
+    whole = (
+        torch.stack(
+            [torch.tensor(image) for image in load_sample_images().images]
+        ).movedim(-1, 1)
+        / 255
+    )
     left = (whole.shape[-1] - whole.shape[-2]) // 2
     square = whole[..., left : left + whole.shape[-2]]
-    return F.interpolate(square, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    return F.interpolate(
+        square, (side, side), mode="bilinear", antialias=True
+    ).clamp(0, 1)
 
 
 def augmentations() -> Figure:
     """The paper's settings at 64 px."""
-    figure = show(AugmentedViews.tiny_imagenet(num_views=4)(photographs(128), generator=seeded(3)))
+    figure = show(
+        AugmentedViews.tiny_imagenet(num_views=4)(
+            photographs(128), generator=seeded(3)
+        )
+    )
     figure.set_size_inches(6.8, 5.8)  # long captions
     return figure
 
@@ -57,26 +68,53 @@ def augmentations() -> Figure:
 def crops() -> Figure:
     """Two pairs of windows with one action in the frame of the view, and what the plain differences are."""
     action = torch.tensor([0.25, 0.5, 0.0, 0.0, 0.0])
-    starts = torch.tensor([[0.30, 0.24, 0.40, 0.40, 0.0], [0.62, 0.70, 0.20, 0.20, 0.0]])  # y, x, height, width, flip
+    starts = torch.tensor(
+        [[0.30, 0.24, 0.40, 0.40, 0.0], [0.62, 0.70, 0.20, 0.20, 0.0]]
+    )  # y, x, height, width, flip
     image = photographs(128)[1]
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     for axis, start in zip(figure.subplots(1, 2), starts, strict=True):
         following = Crop().apply(start, action)
         axis.imshow(image.movedim(0, -1), extent=(0, 1, 1, 0))
-        for (y, x, height, width, _), style in ((start.tolist(), "-"), (following.tolist(), "--")):
+        for (y, x, height, width, _), style in (
+            (start.tolist(), "-"),
+            (following.tolist(), "--"),
+        ):
             corner = x - width / 2, y - height / 2
-            axis.add_patch(Rectangle(corner, width, height, fill=False, color="white", linewidth=2, linestyle=style))
+            axis.add_patch(
+                Rectangle(
+                    corner,
+                    width,
+                    height,
+                    fill=False,
+                    color="white",
+                    linewidth=2,
+                    linestyle=style,
+                )
+            )
         (y, x), (to_y, to_x) = start[:2].tolist(), following[:2].tolist()
-        axis.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": "white", "linewidth": 2})
+        axis.annotate(
+            "",
+            (to_x, to_y),
+            (x, y),
+            arrowprops={"arrowstyle": "->", "color": "white", "linewidth": 2},
+        )
         axis.set(xticks=[], yticks=[])
         seen = "frame of the view: +0.25 down, +0.50 right"
-        axis.set_xlabel(f"{seen}\nframe of the image: {to_y - y:+.2f} down, {to_x - x:+.2f} right", fontsize=8)
+        axis.set_xlabel(
+            f"{seen}\nframe of the image: {to_y - y:+.2f} down, {to_x - x:+.2f} right",
+            fontsize=8,
+        )
     return figure
 
 
 def rotations() -> Figure:
     """Any angle."""
-    return show(RotatedViews(num_views=4, degrees=180, size=96)(photographs(128), generator=seeded(0)))
+    return show(
+        RotatedViews(num_views=4, degrees=180, size=96)(
+            photographs(128), generator=seeded(0)
+        )
+    )
 
 
 def borders() -> Figure:
@@ -99,15 +137,23 @@ def saccades() -> Figure:
     """Two photographs, their saliency and the path of the gaze, and what the fovea saw."""
     images = photographs(96)
     saliency = spectral_residual(images)
-    sequence = SaccadeViews(num_views=5, fovea=32)(images, saliency=saliency, generator=seeded(0))
-    reached = F.pad(torch.ones(64, 64), (16, 16, 16, 16))  # where a patch of 32 px around the gaze is inside the image
+    sequence = SaccadeViews(num_views=5, fovea=32)(
+        images, saliency=saliency, generator=seeded(0)
+    )
+    reached = F.pad(
+        torch.ones(64, 64), (16, 16, 16, 16)
+    )  # where a patch of 32 px around the gaze is inside the image
     return show(sequence, images=images, saliency=saliency * reached)
 
 
 def objects() -> Figure:
     """Three objects in four views each."""
     rendered = RenderedObjects(16, size=128, seed=0)
-    return show(rendered.sample(torch.tensor([5, 0, 11]), num_views=4, generator=seeded(0)))
+    return show(
+        rendered.sample(
+            torch.tensor([5, 0, 11]), num_views=4, generator=seeded(0)
+        )
+    )
 
 
 def classes() -> Figure:
@@ -115,12 +161,19 @@ def classes() -> Figure:
     rendered = RenderedObjects(32, size=96, seed=0)
     drawn = rendered.draw(torch.arange(32), num_views=1, generator=seeded(0))
     turn = Rotation3D.from_euler(torch.tensor([0.0, 0.0, 0.6])).expand(32, 1, 4)
-    fixed = {"floor_hue": 0.6, "light_hue": 0.12, "light_theta": 0.5, "light_phi": 0.8}
+    fixed = {
+        "floor_hue": 0.6,
+        "light_hue": 0.12,
+        "light_theta": 0.5,
+        "light_phi": 0.8,
+    }
     same = {name: torch.full((32, 1), value) for name, value in fixed.items()}
     views = rendered.render(drawn._replace(rotation=turn, **same))[:, 0]
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     for place, axis in enumerate(figure.subplots(4, 8).flat):
-        instance = place % 8 + 8 * (place // 16) + 16 * (place // 8 % 2)  # the second instance below the first
+        instance = (
+            place % 8 + 8 * (place // 16) + 16 * (place // 8 % 2)
+        )  # the second instance below the first
         axis.imshow(views[instance].movedim(0, -1))
         axis.set(xticks=[], yticks=[])
         if place // 8 % 2 == 0:
@@ -129,7 +182,16 @@ def classes() -> Figure:
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
-    picture.__name__: picture for picture in (augmentations, crops, rotations, borders, saccades, objects, classes)
+    picture.__name__: picture
+    for picture in (
+        augmentations,
+        crops,
+        rotations,
+        borders,
+        saccades,
+        objects,
+        classes,
+    )
 }
 
 
@@ -139,7 +201,9 @@ def save(figure: Figure, path: Path) -> None:
     if path.stat().st_size > LARGEST:
         picture = Image.open(path).convert("RGB")
         dither = Image.Dither.FLOYDSTEINBERG
-        picture.quantize(palette=picture.quantize(256), dither=dither).save(path, optimize=True)
+        picture.quantize(palette=picture.quantize(256), dither=dither).save(
+            path, optimize=True
+        )
 
 
 def main() -> None:
@@ -147,7 +211,9 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or PICTURES:
         save(PICTURES[name](), FOLDER / f"{name}.png")
-        print(f"{name}.png: {(FOLDER / f'{name}.png').stat().st_size // 1000} kB")
+        print(
+            f"{name}.png: {(FOLDER / f'{name}.png').stat().st_size // 1000} kB"
+        )
 
 
 if __name__ == "__main__":

@@ -24,15 +24,6 @@ ROOT = Path(__file__).parent.parent
 WIDE, NARROW = 1400, 390  # px: a laptop, a phone
 HIGHEST = 12_000  # px of a page of the reference at the greater width
 HEIGHT = "document.documentElement.scrollHeight"
-SET_LATER = {
-    "quickstart/",
-    "results/",
-    "guides/latent-actions/",
-    "guides/planning/",
-    "guides/pretrained/",
-    "guides/streams/",
-    "guides/which-method/",
-}  # whose code is still wider than the page, as tests/test_docs.py says
 UNFOLD = "document.querySelectorAll('details').forEach(part => { part.open = true })"
 CUT = """[...document.querySelectorAll('.md-content pre > code')]
     .filter(code => code.scrollWidth > code.clientWidth).map(code => code.innerText.slice(0, 200))"""
@@ -110,7 +101,7 @@ def test_every_page_is_whole_and_no_wider_than_the_window(
         assert not faults(browser.events, address), page
         if width == WIDE:
             browser.value(UNFOLD)
-            assert page in SET_LATER or not browser.value(CUT), page
+            assert not browser.value(CUT), page
             assert not page.startswith("api/") or browser.value(HEIGHT) <= HIGHEST, page
 
 
