@@ -51,7 +51,7 @@ def with_generator(change: Callable[[Any], Any]) -> Callable[..., ViewSequence]:
         rolled, AugmentedViews(3, 8), AugmentedViews(3, 8, frame="image"), RotatedViews(3, 60.0, 0.1, (0.8, 1.2)),
         spoilt(group=lambda _: None), spoilt(parameters=lambda _: None),
     ],
-    ids=str,
+    ids=lambda sampler: getattr(sampler, "__qualname__", type(sampler).__name__),
 )  # fmt: skip
 def test_samplers_that_keep_the_laws_pass(sampler: Callable[..., ViewSequence]) -> None:
     check_sampler(sampler, IMAGES)
