@@ -49,7 +49,7 @@ def named(page: Path) -> str:
 def shape_of(output: str) -> list[list[str]]:
     """The words of every line, numbers left open: they depend on the machine in their last digits."""
     plain = re.sub("◄.*", "", output)  # that an untrained model wins is said in a different place for another model
-    lines = [re.sub(r"[-+−]?\d+(\.\d+)?", "#", line).split() for line in plain.splitlines()]
+    lines = [re.sub(r"[-+−]?\d+(\.\d+)?(e-?\d+)?", "#", line).split() for line in plain.splitlines()]
     return [line for line in lines if line]
 
 
