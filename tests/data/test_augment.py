@@ -512,7 +512,7 @@ def test_bad_images_are_refused() -> None:
         sampler(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"images must have the axes \(B, C, H, W\); got shape \(3, 32, 32\)"):
         sampler(torch.rand(3, 32, 32))
-    with pytest.raises(ValueError, match=r"\(2, 32, 48, 3\) looks like \(…, H, W, C\)\. .* permute\(0, 3, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"\(2, 32, 48, 3\) looks like \(…, H, W, C\)\. .*\.permute\(0, 3, 1, 2\)"):
         sampler(torch.rand(2, 32, 48, 3))
     with pytest.raises(ValueError, match=r"at least one image .* got shape \(0, 3, 32, 32\)"):
         sampler(torch.rand(0, 3, 32, 32))

@@ -135,7 +135,7 @@ def cut(episodes: list[Any], **options: Any) -> EpisodeWindows:
         (
             lambda v, a: cut([(torch.zeros(5, 32, 40, 3), a)]),
             ValueError,
-            r"views of episode 0 .*; \(5, 32, 40, 3\) looks like \(…, H, W, C\)\. .* permute\(0, 3, 1, 2\)",
+            r"views of episode 0 .*; \(5, 32, 40, 3\) looks like \(…, H, W, C\)\. .*\.permute\(0, 3, 1, 2\)",
         ),
         (
             lambda v, a: cut([(v, a)], group=Translation(3)),
