@@ -33,9 +33,9 @@ class Retention:
     Examples:
         >>> from types import SimpleNamespace
         >>> fits = {name: {1: SimpleNamespace(mean=r2)} for name, r2 in
-        ...         {"imagined": 0.6, "encoded": 0.8, "blank": 0.3, "last": 0.0}.items()}
+        ...         {"imagined": 0.4, "encoded": 0.8, "blank": 0.3, "last": 0.0}.items()}
         >>> Retention(**fits).curve
-        {1: 0.75}
+        {1: 0.5}
     """
 
     imagined: dict[int, TransformationFit]
