@@ -112,10 +112,10 @@ def test_every_page_is_whole_and_no_wider_than_the_window(
         ("resume", "guides/long-runs/"),
         ("wandb", "guides/long-runs/"),
         ("onnx", "guides/export/"),
-        ("fine-tune", ""),
-        ("video", "glossary/"),
+        ("fine-tune", "guides/use-what-was-learnt/"),
+        ("video", "guides/video/"),
         ("robot", "data/groups/"),
-        ("downstream", "glossary/"),
+        ("downstream", "guides/use-what-was-learnt/"),
     ],
 )
 def test_the_search_box_answers(address: str, browser: Browser, query: str, page: str) -> None:

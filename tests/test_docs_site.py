@@ -24,13 +24,13 @@ OBJECTS = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)
 PUBLIC = ("", ".baselines", ".data", ".data.readers", ".evaluation", ".groups", ".planning", ".training")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 WORDS = {  # what people look for, and a page that tells them
-    "downstream": "glossary/",
-    "fine-tune": "",
+    "downstream": "guides/use-what-was-learnt/",
+    "fine-tune": "guides/use-what-was-learnt/",
     "onnx": "guides/export/",
     "resume": "guides/long-runs/",
     "robot": "data/groups/",
     "seqjepa": "api/model/",
-    "video": "glossary/",
+    "video": "guides/video/",
     "wandb": "guides/long-runs/",
 }
 
