@@ -124,8 +124,9 @@ def plane(axis: Axes, points: Mapping[str, tuple[list[float], list[float]]]) -> 
         taken.append((left, left + long, at))
         far = abs(at - y / high) > 0.01 or left - x / wide > 0.1
         line = {"arrowstyle": "-", "color": color, "linewidth": 0.4} if far else None
-        axis.annotate(
+        label = axis.annotate(
             name, (x, y), (left * wide, at * high), fontsize=7, color=color, va="center", arrowprops=line
         )  # fmt: skip
+        label.set_in_layout(False)  # of one point alone it may lie outside
     axis.margins(x=0.3, y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
