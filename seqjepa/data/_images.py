@@ -8,7 +8,7 @@ from torch import Tensor
 from seqjepa._checks import check_axes
 from seqjepa.groups.base import all_true
 
-__all__ = ["check_channels_first", "check_images", "check_num_views", "spoil"]
+__all__ = ["check_channels_first", "check_images", "check_num_views", "spoil", "unit_floats"]
 
 LOWEST, HIGHEST = -0.25, 1.25
 
@@ -48,6 +48,11 @@ def check_channels_first(name: str, images: Tensor) -> None:
             f"{name} must have the axes (…, C, H, W); {tuple(images.shape)} looks like (…, H, W, C). Bring the "
             "channels forward by .permute(0, 3, 1, 2)."
         )
+
+
+def unit_floats(images: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1]; anything else as it is."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def spoil(x: Tensor, valid: Tensor) -> Tensor:

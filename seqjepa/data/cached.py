@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from seqjepa._checks import weight_of
 from seqjepa._modes import eval_mode, fresh_casts
+from seqjepa.data._images import unit_floats
 from seqjepa.types import ViewSequence
 
 try:
@@ -138,11 +139,9 @@ class _Sources(Dataset[Tensor]):
                 f"All sources have as many views of one size, {tuple(self.shape)} as the first has; views[{index}] is "
                 f"{tuple(item.shape)}."
             )
-        if item.dtype == torch.uint8:
-            return item.float().div_(255)
-        if not item.is_floating_point():
+        if item.dtype != torch.uint8 and not item.is_floating_point():
             raise ValueError(f"Views are uint8 or floating point; views[{index}] has {item.dtype}.")
-        return item
+        return unit_floats(item)
 
 
 class _File:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from seqjepa.data._epochs import EpochOrder, SeededItems, on_the_cpu
+from seqjepa.data._images import unit_floats
 from seqjepa.data.collation import ImageBatch, collate_named
 from seqjepa.data.seeding import batch_generator
 from seqjepa.types import ViewSequence
@@ -226,13 +226,13 @@ class ViewLoader:
                     f"This dataset yields ViewSequences, which {_name(self.sampler)} cannot take; leave the sampler "
                     "out: ViewLoader(dataset, batch_size=…)."
                 )
-            return batch._replace(views=_unit_floats(batch.views))
+            return batch._replace(views=unit_floats(batch.views))
         if self.sampler is None:
             raise TypeError(
                 "Images need a sampler that makes views of them; got none. Pass one as the second argument, such as "
                 "seqjepa.data.RotatedViews(num_views=4)."
             )
-        images = _unit_floats(batch.images)
+        images = unit_floats(batch.images)
         if batch.saliency is None:
             sequence = self.sampler(images, generator=generator)
         elif self._takes_saliency:
@@ -259,10 +259,6 @@ class _Pass:
 
 def _collate_items(items: Sequence[tuple[int, Any]]) -> ImageBatch | ViewSequence:
     return collate_named([item for _, item in items], [f"item {index} of the dataset" for index, _ in items])
-
-
-def _unit_floats(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def _takes_saliency(sampler: Callable[..., ViewSequence] | None) -> bool:

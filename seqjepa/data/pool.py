@@ -9,6 +9,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from seqjepa._checks import check_axes, check_tensor
+from seqjepa.data._images import unit_floats
 from seqjepa.data.seeding import SeededDataset
 from seqjepa.groups import Group
 from seqjepa.types import ViewSequence
@@ -103,7 +104,7 @@ class ViewPool(SeededDataset):
             )
         count = self.num_views if num_views is None else self._checked(num_views)
         sequence = self._sample(instance.cpu(), count, generator)
-        return sequence._replace(views=_unit_floats(sequence.views))
+        return sequence._replace(views=unit_floats(sequence.views))
 
     def _checked(self, num_views: int) -> int:
         if not 2 <= num_views <= self.views.shape[1]:
@@ -131,7 +132,3 @@ def _first(sequence: ViewSequence) -> ViewSequence:
     parts: list[Any] = [None if part is None else part[0] for part in sequence[:4]]
     views, actions, parameters, labels = parts
     return ViewSequence(views, actions, parameters, labels, sequence.group)
-
-
-def _unit_floats(views: Tensor) -> Tensor:
-    return views.float().div_(255) if views.dtype == torch.uint8 else views

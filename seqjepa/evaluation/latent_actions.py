@@ -87,6 +87,9 @@ def latent_from_actions(
         max_rows: how many steps to fit to, and to score at most.
         seed: of the draw and the regression.
 
+    Returns:
+        [`Regression`][seqjepa.evaluation.Regression]: `pooled` is at most 1, chance 0.
+
     Raises:
         ValueError: features without inferred actions or a group; inferred actions that never vary.
 
