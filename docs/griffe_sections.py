@@ -1,11 +1,14 @@
 """How mkdocstrings reads our docstrings: sections that Griffe does not know, and methods that only fill in a base's."""
 
 import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import griffe
 
 OWN_SECTIONS = ("Shapes", "Source")
+PAGES = Path(__file__).parent / "api"
 
 
 class Sections(griffe.Extension):
@@ -34,18 +37,18 @@ def submodules(module: griffe.Module) -> list[griffe.Module]:
 
 
 def list_what_a_base_describes(cls: griffe.Class) -> None:
-    """Replace each method that overrides a public base's, with a docstring of one line, by that line."""
+    """Replace each method that overrides one of a base with a page, with a docstring of one line, by that line."""
     lines = []
+    bases = [
+        (base, public)
+        for base in cls.mro()
+        if (public := f"{base.module.parent.path}.{base.name}") in with_pages()
+    ]
     for name, method in list(cls.members.items()):
-        described = [
-            base
-            for base in cls.mro()
-            if not base.name.startswith("_") and name in base.members
-        ]
+        described = [found for found in bases if name in found[0].members]
         one_line = method.docstring and "\n" not in method.docstring.value
-        if method.is_public and described and one_line:
-            base = described[-1]
-            public = f"{base.module.parent.path}.{base.name}"
+        if not name.startswith("_") and described and one_line:
+            base, public = described[-1]
             lines.append(
                 f"- [`{name}`][{public}.{name}]: {method.docstring.value}"
             )
@@ -53,6 +56,17 @@ def list_what_a_base_describes(cls: griffe.Class) -> None:
     if lines and cls.docstring:
         title = f"**Methods, as [`{base.name}`][{public}] describes them:**"
         cls.docstring.value += "\n\n" + "\n".join([title, "", *lines])
+
+
+@cache
+def with_pages() -> set[str]:
+    """The objects that a page of the reference describes."""
+    pages = (path.read_text("utf-8") for path in PAGES.rglob("*.md"))
+    return {
+        name
+        for page in pages
+        for name in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE)
+    }
 
 
 def rewritten(docstring: str) -> str:

@@ -33,16 +33,8 @@ def on_page_markdown(
         return markdown.replace(TABLE, "\n\n".join(_sections(config.nav)))
     names = OBJECTS.findall(markdown)
     if len(names) > 1:
-        first = re.search(
-            r"^(\[\]\(\)\{.*\}\n\n)?::: ", markdown, flags=re.MULTILINE
-        )
-        assert first, page.file.src_uri
-        return (
-            markdown[: first.start()]
-            + _table(names)
-            + "\n\n"
-            + markdown[first.start() :]
-        )
+        before, first, after = markdown.partition("\n::: ")
+        return f"{before}\n{_table(names)}\n{first}{after}"
     return markdown
 
 
