@@ -174,11 +174,15 @@ def draw(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     for axis, (what, points) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
         for name in ("step / encoder", "end to end / encoder"):
-            axis.plot(list(points), [numbers[name] for numbers in points.values()], marker="o", label=name)
+            line = "none" if what == "encoder" else "-"  # nothing lies between two encoders
+            values = [numbers[name] for numbers in points.values()]
+            axis.plot(list(points), values, marker="o", linestyle=line, label=name)
         axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set(xlabel=what, ylim=(0.9, None))
-        axis.tick_params(axis="x", rotation=30 if what == "encoder" else 0)
+        axis.set_xlabel(what)
+        for tick in axis.get_xticklabels() if what == "encoder" else ():
+            tick.set(rotation=25, horizontalalignment="right", rotation_mode="anchor")
     figure.axes[0].set_ylabel("time over the encoder's")
+    figure.axes[0].set_ylim(0.9)  # of all, once all is drawn
     figure.axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
