@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, is_dataclass
@@ -131,6 +133,37 @@ class Stop:
     def __call__(self, number: int, frame: Any) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def polite_end(folder: Path) -> Iterator[None]:
+    """Ctrl-C ends the program with what to do next instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nStopped. The same command goes on from the last checkpoint in {folder}:")
+        print(f"    python {shlex.join(sys.argv)}")
+        raise SystemExit(130) from None
+
+
+class Draws:
+    """What a run draws from, for its checkpoint: these generators, and torch's own, which dropout draws from."""
+
+    def __init__(self, *generators: torch.Generator) -> None:
+        self.generators = generators
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all of them."""
+        gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        return {"own": [one.get_state() for one in self.generators], "cpu": torch.get_rng_state(), "gpu": gpu}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for one, own in zip(self.generators, state["own"], strict=True):
+            one.set_state(own)
+        torch.set_rng_state(state["cpu"])
+        if state["gpu"] is not None and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["gpu"])
 
 
 class Tally(dict[str, int]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from seqjepa.presets import Preset
 from seqjepa.training import Checkpoints
 
 Trained = TypeVar("Trained", bound="SeqJEPA | Baseline")
+SAVED = 200  # steps from one checkpoint to the next
 
 
 class Recipe(NamedTuple):
@@ -90,6 +92,11 @@ def paper_recipe(preset: Preset, model: nn.Module, steps: int) -> Recipe:
     return Recipe(optimizer, preset.scheduler(optimizer, steps_per_epoch=1))
 
 
+def resumable(folder: Path, model: nn.Module, recipe: Recipe, **others: Any) -> Checkpoints:
+    """The checkpoints of a run in its folder, for `train`: model and recipe, and what the batches depend on."""
+    return Checkpoints(folder, keep=1, model=model, optimizer=recipe.optimizer, scheduler=recipe.scheduler, **others)
+
+
 def train(
     model: Trained,
     batch: Callable[[], ViewSequence],
@@ -100,8 +107,8 @@ def train(
 ) -> Trained:
     """Lower the loss of each batch, for seq-JEPA that of predicting its last view, and let the target follow.
 
-    Returns the model in eval mode. A method of `seqjepa.baselines` does as well. Given a run, it goes on where that
-    stopped, and saves it every 200 steps.
+    Returns the model in eval mode. A method of `seqjepa.baselines` does as well. Given a run, of `resumable`, it goes
+    on where that stopped, and saves it every 200 steps.
 
     What a run of hours needs besides, checkpoints and a monitor to begin with, is in train.py.
     """
@@ -122,7 +129,7 @@ def train(
         model.update_target()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{out.loss.item():.3f}")
-        if run is not None and ((step + 1) % 200 == 0 or step + 1 == steps):
+        if run is not None and ((step + 1) % SAVED == 0 or step + 1 == steps):
             run.save(step + 1)
     model.eval()
     return model
