@@ -122,17 +122,28 @@ def profiler(folder: Path | None) -> Any:
 
 
 class Stop:
-    """SIGTERM and Ctrl-C, remembered until the step is done; a second one ends the process at once."""
+    """SIGTERM and Ctrl-C, remembered until the step is done; a second one ends the process at once.
+
+    In a `with` block they are remembered until it ends, and take effect then.
+    """
 
     signal = 0
 
     def __init__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self)
+        self.before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __call__(self, number: int, frame: Any) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
+
+    def __enter__(self) -> Stop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.signal:
+            signal.raise_signal(self.signal)
 
 
 @contextmanager
@@ -141,7 +152,9 @@ def polite_end(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from the last checkpoint in {folder}:")
+        kept = any(folder.rglob("step-*.pt"))
+        words = f"goes on from the last checkpoint in {folder}" if kept else "begins anew: no step is kept yet"
+        print(f"\nStopped. The same command {words}:")
         print(f"    python {shlex.join(sys.argv)}")
         raise SystemExit(130) from None
 

@@ -125,9 +125,7 @@ class Rows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["n"] != self.n:
-            raise SystemExit(
-                f"The run there is of {state['n']} pictures; now there are {self.n}. Give another --output."
-            )
+            raise SystemExit(f"The run there is of {state['n']} pictures, not of {self.n}. Give another --output.")
         self.left = state["left"]
 
 

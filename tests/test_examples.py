@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -465,9 +466,10 @@ def test_help_shows_what_every_option_is_unless_it_is_given(
         assert re.search(r"\[.+\]$", option.strip()) or option.split(",")[0].split()[0] in without, option
 
 
+@pytest.mark.parametrize("politely", [False, True])
 @pytest.mark.parametrize("stopped", [1, 4, 7])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
-    stopped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: int, politely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small, "SAVED", 3)
     steps, views = 8, torch.rand(30, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -482,8 +484,10 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
         def batch() -> ViewSequence:
             nonlocal drawn
             drawn += 1
-            if drawn == stop:
+            if drawn == stop and not politely:
                 raise KeyboardInterrupt
+            if drawn == stop:
+                signal.raise_signal(signal.SIGINT)  # the step is done, and saved
             index = next(rows)
             return ViewSequence(views[index], torch.randn(len(index), 2, 2, generator=generator))
 
@@ -494,6 +498,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     whole = run(tmp_path / "whole", None)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", stopped)
+    saved = [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("step-*.pt")]
+    assert saved == [f"step-{step:08d}.pt" for step in [stopped if politely else (stopped - 1) // 3 * 3] if step]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     after = run(tmp_path / "stopped", None)
     assert all(torch.equal(value, after[name]) for name, value in whole.items())
 
@@ -510,24 +517,38 @@ def test_rows_are_those_of_one_permutation_after_another() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "where", "options", "folder"),
+    ("module", "options", "folder"),
     [
-        (plan, "train", ["--steps=2", "--objects=32"], "32-objects-2-steps-seed-0"),
-        (objects3d, "train", ["--steps=2", "--objects=100"], "cpu-100-objects-2-steps-seed-0"),
-        (saccades, "train", ["--steps=2"], "cpu-digits-saliency-2-steps-seed-0"),
+        (plan, ["--steps=2", "--objects=32"], "32-objects-2-steps-seed-0"),
+        (objects3d, ["--steps=2", "--objects=100"], "cpu-100-objects-2-steps-seed-0"),
+        (saccades, ["--steps=2"], "cpu-digits-saliency-2-steps-seed-0"),
     ],
 )
 def test_ctrl_c_ends_with_where_things_are_and_the_command_that_goes_on(
-    module: Any, where: str, options: list[str], folder: str,
+    module: Any, options: list[str], folder: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "argv", [f"examples/{module.__name__}.py", *options, "--output", str(tmp_path / "a b")])
-    monkeypatch.setattr(module, where, interrupted)
     if module is saccades:
         monkeypatch.setattr(pictures, "VARIANTS", 1)
-    with pytest.raises(SystemExit) as end:
-        module.main()
-    assert end.value.code == 130
-    said = capsys.readouterr().out
-    assert f"Stopped. The same command goes on from the last checkpoint in {tmp_path / 'a b' / folder}:\n" in said
-    assert f"    python examples/{module.__name__}.py {' '.join(options)} --output '{tmp_path / 'a b'}'\n" in said
+    train, place = small.train, tmp_path / "a b" / folder
+
+    def stopped_in_the_first_step(model: Any, batch: Any, *rest: Any) -> Any:
+        def stopping() -> Any:
+            signal.raise_signal(signal.SIGINT)
+            return batch()
+
+        return train(model, stopping, *rest)
+
+    for stand_in, words in (
+        (interrupted, "The same command begins anew: no step is kept yet"),
+        (stopped_in_the_first_step, f"The same command goes on from the last checkpoint in {place}"),
+    ):
+        monkeypatch.setattr(module, "train", stand_in)
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert end.value.code == 130
+        said = capsys.readouterr().out
+        assert f"Stopped. {words}:\n" in said
+        assert f"    python examples/{module.__name__}.py {' '.join(options)} --output '{tmp_path / 'a b'}'\n" in said
+    assert [path.name for path in place.rglob("step-*.pt")] == ["step-00000001.pt"]
