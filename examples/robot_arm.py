@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from claims_model import settled
-from running import passes
-from small import small_model, small_recipe, train
+from command_line import parsed, parser_of
+from running import Draws, passes, polite_end
+from small import resumable, small_model, small_recipe, train
 from torch import Tensor
 
 from seqjepa import SeqJEPA, SeqJEPALoss, VarianceCovariance, ViewSequence
 from seqjepa.data import EpisodeWindows, SeededDataset, ViewLoader, show
 from seqjepa.evaluation import Scorecard, evaluate, extract
 from seqjepa.groups import Translation
-from seqjepa.training import Checkpoints
 
 SIDE = 32  # pixels of a frame
 FRAMES = 40  # of a video
@@ -142,31 +140,23 @@ def measured(
 
 
 def main() -> None:
-    settings = read_command_line()
-    torch.set_num_threads(settings.threads)
+    parser = parser_of(__doc__, output="runs/robot-arm", threads=1)
+    parser.add_argument("--steps", type=int, default=800, help="of training [%(default)s]")
+    parser.add_argument("--videos", type=int, default=400, help="to learn from [%(default)s]")
+    settings = parsed(parser, steps=2, videos=64)
     videos = {"train": record(settings.videos, settings.seed), "test": record(VIDEOS_TO_MEASURE, settings.seed + 1)}
     windows = Relit(EpisodeWindows(videos["train"], num_views=VIEWS, skip=SKIP))
     loader = ViewLoader(windows, batch_size=BATCH, seed=settings.seed, device=settings.device)
     folder = settings.output / f"{settings.videos}-videos-{settings.steps}-steps-seed-{settings.seed}"
     batches, model = passes(loader), new_model(settings)
     recipe = small_recipe(model, settings.steps)
-    parts: dict[str, Any] = {
-        "model": model,
-        "optimizer": recipe.optimizer,
-        "scheduler": recipe.scheduler,
-        "loader": loader,
-    }
-    run = Checkpoints(folder, keep=1, **parts)
-    try:
+    with polite_end(folder):
+        run = resumable(folder, model, recipe, loader=loader, draws=Draws())
         train(model, lambda: next(batches), settings.steps, "training", recipe, run)
-    except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from the last checkpoint in {folder}")
-        sys.exit(130)
-    model.save_pretrained(folder / "model")
-    untrained = settled(new_model(settings), lambda: next(batches))
-
-    apart = {name: EpisodeWindows(part, num_views=VIEWS, skip=SKIP, stride=SPARSE) for name, part in videos.items()}
-    card = measured(model, apart, settings, untrained=measured(untrained, apart, settings))
+        model.save_pretrained(folder / "model")
+        untrained = settled(new_model(settings), lambda: next(batches))
+        apart = {name: EpisodeWindows(part, num_views=VIEWS, skip=SKIP, stride=SPARSE) for name, part in videos.items()}
+        card = measured(model, apart, settings, untrained=measured(untrained, apart, settings))
     card.to_json(folder / "card.json")
     shown = next(iter(ViewLoader(apart["test"], batch_size=4)))
     show(shown).savefig(folder / "views.png", dpi=110)
@@ -174,21 +164,6 @@ def main() -> None:
     print(f"""
 In {folder}: card.json, views.png,
 and model/, for SeqJEPA.from_pretrained(…, encoder=small_convnet(32)).""")
-
-
-def read_command_line() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=800, help="of training [%(default)s]")
-    parser.add_argument("--videos", type=int, default=400, help="to learn from [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, videos and batches [%(default)s]")
-    parser.add_argument("--threads", type=int, default=1, help="a small net gains little by more [%(default)s]")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    parser.add_argument("--output", type=Path, default=Path("runs/robot-arm"), help="folder of the files [%(default)s]")
-    settings = parser.parse_args()
-    for name, least in (("steps", 2), ("videos", 64)):
-        if getattr(settings, name) < least:
-            parser.error(f"--{name} must be at least {least}; got {getattr(settings, name)}")
-    return settings
 
 
 if __name__ == "__main__":

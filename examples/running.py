@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, is_dataclass
@@ -120,17 +122,61 @@ def profiler(folder: Path | None) -> Any:
 
 
 class Stop:
-    """SIGTERM and Ctrl-C, remembered until the step is done; a second one ends the process at once."""
+    """SIGTERM and Ctrl-C, remembered until the step is done; a second one ends the process at once.
+
+    In a `with` block they are remembered until it ends, and take effect then.
+    """
 
     signal = 0
 
     def __init__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self)
+        self.before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __call__(self, number: int, frame: Any) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
+
+    def __enter__(self) -> Stop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.signal:
+            signal.raise_signal(self.signal)
+
+
+@contextmanager
+def polite_end(folder: Path) -> Iterator[None]:
+    """Ctrl-C ends the program with what to do next instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = any(folder.rglob("step-*.pt"))
+        words = f"goes on from the last checkpoint in {folder}" if kept else "begins anew: no step is kept yet"
+        print(f"\nStopped. The same command {words}:")
+        print(f"    python {shlex.join(sys.argv)}")
+        raise SystemExit(130) from None
+
+
+class Draws:
+    """What a run draws from, for its checkpoint: these generators, and torch's own, which dropout draws from."""
+
+    def __init__(self, *generators: torch.Generator) -> None:
+        self.generators = generators
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all of them."""
+        gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        return {"own": [one.get_state() for one in self.generators], "cpu": torch.get_rng_state(), "gpu": gpu}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for one, own in zip(self.generators, state["own"], strict=True):
+            one.set_state(own)
+        torch.set_rng_state(state["cpu"])
+        if state["gpu"] is not None and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["gpu"])
 
 
 class Tally(dict[str, int]):

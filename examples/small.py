@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from running import Stop
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,6 +23,7 @@ from seqjepa.presets import Preset
 from seqjepa.training import Checkpoints
 
 Trained = TypeVar("Trained", bound="SeqJEPA | Baseline")
+SAVED = 200  # steps from one checkpoint to the next
 
 
 class Recipe(NamedTuple):
@@ -90,6 +93,11 @@ def paper_recipe(preset: Preset, model: nn.Module, steps: int) -> Recipe:
     return Recipe(optimizer, preset.scheduler(optimizer, steps_per_epoch=1))
 
 
+def resumable(folder: Path, model: nn.Module, recipe: Recipe, **others: Any) -> Checkpoints:
+    """The checkpoints of a run in its folder, for `train`: model and recipe, and what the batches depend on."""
+    return Checkpoints(folder, keep=1, model=model, optimizer=recipe.optimizer, scheduler=recipe.scheduler, **others)
+
+
 def train(
     model: Trained,
     batch: Callable[[], ViewSequence],
@@ -100,8 +108,8 @@ def train(
 ) -> Trained:
     """Lower the loss of each batch, for seq-JEPA that of predicting its last view, and let the target follow.
 
-    Returns the model in eval mode. A method of `seqjepa.baselines` does as well. Given a run, it goes on where that
-    stopped, and saves it every 200 steps.
+    Returns the model in eval mode. A method of `seqjepa.baselines` does as well. Given a run, of `resumable`, it goes
+    on where that stopped, and saves it every 200 steps, and on Ctrl-C, once the step is done.
 
     What a run of hours needs besides, checkpoints and a monitor to begin with, is in train.py.
     """
@@ -110,20 +118,23 @@ def train(
     half = device.type == "cuda" if half is None else half
     model.train()
     begun = 0 if run is None else run.restore()
-    for step in (progress := tqdm(range(begun, steps), initial=begun, total=steps, desc=name, unit="step")):
-        views, actions, *_ = batch()
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            out = model(views, actions)
-        optimizer.zero_grad()
-        out.loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        scheduler.step()
-        model.update_target()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{out.loss.item():.3f}")
-        if run is not None and ((step + 1) % 200 == 0 or step + 1 == steps):
-            run.save(step + 1)
+    with Stop() as stop:
+        for step in (progress := tqdm(range(begun, steps), initial=begun, total=steps, desc=name, unit="step")):
+            views, actions, *_ = batch()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                out = model(views, actions)
+            optimizer.zero_grad()
+            out.loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            scheduler.step()
+            model.update_target()
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{out.loss.item():.3f}")
+            if run is not None and ((step + 1) % SAVED == 0 or step + 1 == steps or stop.signal):
+                run.save(step + 1)
+            if stop.signal:
+                break
     model.eval()
     return model
 

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqjepa._checks import check_axes, check_like, check_sequence, unwrap
-from seqjepa.actions import ActionEmbedder
-from seqjepa.aggregator import SequenceAggregator, last_view
+from seqjepa._checks import check_axes, check_sequence, unwrap
+from seqjepa._parts import Target, check_takes_mask, check_widths, parts_around, target_of, timm_view_shape
+from seqjepa._tokens import step_of, tokens_of
+from seqjepa.aggregator import last_view
 from seqjepa.causal import CausalAggregator
-from seqjepa.encoders import encode_views, feature_width, timm_encoder
+from seqjepa.encoders import encode_views, timm_encoder
 from seqjepa.hub import PretrainedModule
 from seqjepa.loss import SeqJEPALoss
-from seqjepa.predictor import ConditionedPredictor
 from seqjepa.target import EMATarget, Momentum, OnlineTarget, StopGradientTarget
 from seqjepa.types import SeqJEPAOutput
 
@@ -37,7 +37,8 @@ class SeqJEPA(PretrainedModule):
     Args:
         encoder: (N, …) → (N, D), such as an image encoder (N, C, H, W) → (N, D).
         embedder: (B, T, A) → (B, T, E), with `embed_dim`.
-        aggregator: tokens (B, T, D + E) → (B, S); and a mask (B, T) besides, where one is given.
+        aggregator: tokens (B, T, D + E) → (B, S). A mask (B, T) is its second argument where the model is called with
+            one, and only there: for sequences of one length it need not take any.
         predictor: (B, S), (B, E) → (B, D).
         target: view (B, …) → (B, D), with `update(encoder)`; `EMATarget(encoder)` by default.
         loss: prediction, target, z, mask → loss and terms; the cosine distance by default.
@@ -78,7 +79,7 @@ class SeqJEPA(PretrainedModule):
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        _check_widths(embedder, aggregator, predictor)
+        check_widths(embedder, aggregator, predictor)
         self.encoder = encoder
         self.embedder = embedder
         self.aggregator = aggregator
@@ -96,9 +97,11 @@ class SeqJEPA(PretrainedModule):
         action_dim: int,
         view_shape: tuple[int, ...] = (3, 64, 64),
         embedder: nn.Module | None = None,
+        aggregator: nn.Module | None = None,
+        predictor: nn.Module | None = None,
         heads: int = 4,
         momentum: Momentum = 0.996,
-        target: nn.Module | None = None,
+        target: Target | None = None,
         loss: nn.Module | None = None,
     ) -> SeqJEPA:
         """The paper's model around your own encoder; its width is found by encoding one blank view.
@@ -108,40 +111,46 @@ class SeqJEPA(PretrainedModule):
             action_dim: A, numbers in an action.
             view_shape: shape of one view, (C, H, W) for images.
             embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
-            heads: attention heads of the aggregator (4 in the paper); must divide D + E.
+            aggregator: the paper's `SequenceAggregator(D + E)` by default; or any (B, T, D + E) → (B, S). S is found
+                by aggregating one blank sequence.
+            predictor: the paper's `ConditionedPredictor` of hidden width 1024 by default; or any (B, S), (B, E) →
+                (B, D).
+            heads: attention heads of the paper's aggregator (4 there); must divide D + E.
             momentum: of the EMA target: a number, or a schedule of the step.
-            target: instead of the EMA target, such as `StopGradientTarget(encoder)`.
+            target: instead of the EMA target: a module, or what makes one of the encoder, such as the class
+                `StopGradientTarget`.
             loss: the cosine distance by default.
 
         Returns:
-            The model, with the paper's three layers and a predictor of hidden width 1024.
+            The model, of the parts that are given and the paper's for the rest.
 
         Raises:
             ValueError: an encoder that returns no vectors, or whose D + E does not split into the heads: then give
-                `heads`, or an embedder of another `embed_dim`.
-            TypeError: an embedder that does not say its `embed_dim`.
+                `heads`, or an embedder of another `embed_dim`; an aggregator or a predictor that does not fit D and E.
+            TypeError: an embedder that does not say its `embed_dim`; a target that is no module.
 
         Examples:
             >>> import torch
+            >>> from seqjepa import CausalAggregator, OnlineTarget
             >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 64))
             >>> model = SeqJEPA.from_encoder(encoder, action_dim=2, view_shape=(3, 8, 8))
             >>> model.aggregator.dim
             192
+            >>> model = SeqJEPA.from_encoder(
+            ...     encoder, action_dim=2, view_shape=(3, 8, 8), aggregator=CausalAggregator(192), target=OnlineTarget
+            ... )
+            >>> model(torch.rand(4, 3, 3, 8, 8), torch.randn(4, 2, 2)).state.shape
+            torch.Size([4, 192])
         """
-        dim = feature_width(encoder, view_shape)
-        embedder = ActionEmbedder(action_dim) if embedder is None else embedder
-        embed_dim: Any = getattr(embedder, "embed_dim", None)
-        if not isinstance(embed_dim, int):
-            raise TypeError(
-                f"An embedder says how wide its embeddings are by embed_dim, a whole number; {type(embedder).__name__} "
-                f"has {'none' if embed_dim is None else embed_dim}. Set self.embed_dim in its __init__."
-            )
+        embedder, aggregator, predictor = parts_around(
+            encoder, view_shape, action_dim, embedder, aggregator, predictor, heads
+        )
         return cls(
             encoder=encoder,
             embedder=embedder,
-            aggregator=SequenceAggregator(dim + embed_dim, heads=heads),
-            predictor=ConditionedPredictor(state_dim=dim + embed_dim, action_dim=embed_dim, dim=dim),
-            target=EMATarget(encoder, momentum) if target is None else target,
+            aggregator=aggregator,
+            predictor=predictor,
+            target=target_of(encoder, target, momentum),
             loss=loss,
         )
 
@@ -155,8 +164,11 @@ class SeqJEPA(PretrainedModule):
         cifar_stem: bool = False,
         pretrained: bool = False,
         embedder: nn.Module | None = None,
+        aggregator: nn.Module | None = None,
+        predictor: nn.Module | None = None,
         heads: int = 4,
         momentum: Momentum = 0.996,
+        target: Target | None = None,
         loss: nn.Module | None = None,
         **timm_options: Any,
     ) -> SeqJEPA:
@@ -168,9 +180,12 @@ class SeqJEPA(PretrainedModule):
             img_size: side of the views in pixels, or (height, width): for encoders built for one size, such as ViTs.
             cifar_stem: for 32-px views, a ResNet stem that keeps their resolution.
             pretrained: load timm's weights (this downloads).
-            embedder: the paper's `ActionEmbedder(action_dim, 128)` by default; `NoActions()` for the ablation.
-            heads: attention heads of the aggregator (4 in the paper); must divide D + E.
+            embedder: this and the parts below as for [`from_encoder`][seqjepa.SeqJEPA.from_encoder].
+            aggregator: instead of the paper's.
+            predictor: instead of the paper's.
+            heads: attention heads of the paper's aggregator (4 there); must divide D + E.
             momentum: of the EMA target: a number, or a schedule of the step.
+            target: instead of the EMA target: what makes one of the encoder, such as the class `StopGradientTarget`.
             loss: the cosine distance by default.
             timm_options: handed to `timm.create_model`: `in_chans`, `drop_path_rate`, …
 
@@ -178,8 +193,8 @@ class SeqJEPA(PretrainedModule):
             The model, in training mode.
 
         Raises:
-            ValueError: an unknown name (near matches are listed), a stem that cannot be swapped, or views of a size
-                that the encoder cannot take.
+            ValueError: an unknown name (near matches are listed), a stem that cannot be swapped, views of a size that
+                the encoder cannot take, or parts that do not fit it.
 
         Examples:
             >>> model = SeqJEPA.from_timm("vit_tiny_patch16_224", action_dim=2, img_size=32)
@@ -190,10 +205,13 @@ class SeqJEPA(PretrainedModule):
         return cls.from_encoder(
             encoder,
             action_dim=action_dim,
-            view_shape=_view_shape(encoder, img_size, timm_options.get("in_chans", 3)),
-            heads=heads,
+            view_shape=timm_view_shape(encoder, img_size, timm_options.get("in_chans", 3)),
             embedder=embedder,
+            aggregator=aggregator,
+            predictor=predictor,
+            heads=heads,
             momentum=momentum,
+            target=target,
             loss=loss,
         )
 
@@ -217,7 +235,7 @@ class SeqJEPA(PretrainedModule):
 
         Raises:
             ValueError: shapes, counts or devices that do not fit; an encoder that returns no vectors.
-            TypeError: dtypes that do not fit.
+            TypeError: dtypes that do not fit; a mask for an aggregator that takes none.
         """
         check_sequence(views, actions)
         if views.shape[1] < 2:
@@ -227,11 +245,11 @@ class SeqJEPA(PretrainedModule):
         last = None if mask is None else last_view(mask, actions)
 
         # The target first: what it computes with is free again before the encoder keeps its activations for backward.
-        target = self.target(_take(views, None if last is None else last + 1))  # (B, D)
+        target = self.target(step_of(views, None if last is None else last + 1))  # (B, D)
         z = self.encode(views[:, :-1])  # (B, T, D)
         e = self.embed(actions)  # (B, T, E)
         state = self.aggregate(z, e[:, :-1], mask)  # (B, S)
-        prediction = self.predict(state, _take(e, last))  # (B, D)
+        prediction = self.predict(state, step_of(e, last))  # (B, D)
 
         loss, terms = self.loss(prediction, target, z, mask)
         return SeqJEPAOutput(loss, prediction, target, state, z, terms)
@@ -276,9 +294,13 @@ class SeqJEPA(PretrainedModule):
 
         Raises:
             ValueError: shapes or counts that do not fit.
+            TypeError: a mask for an aggregator that takes none.
         """
-        tokens = _tokens(z, e, mask)
-        return self.aggregator(tokens) if mask is None else self.aggregator(tokens, mask)
+        tokens = tokens_of(z, e, mask)
+        if mask is None:
+            return self.aggregator(tokens)
+        check_takes_mask(self.aggregator)
+        return self.aggregator(tokens, mask)
 
     def aggregate_prefixes(
         self,
@@ -309,7 +331,7 @@ class SeqJEPA(PretrainedModule):
         """
         aggregator = unwrap(self.aggregator)
         if isinstance(aggregator, CausalAggregator):
-            tokens = _tokens(z, e, mask)
+            tokens = tokens_of(z, e, mask)
             last = torch.cat([tokens[..., : z.shape[2]], torch.zeros_like(tokens[..., z.shape[2] :])], dim=-1)
             return aggregator.prefixes(tokens, last, mask)
         ends = range(1, z.shape[1] + 1)
@@ -414,7 +436,7 @@ class SeqJEPA(PretrainedModule):
         self, z: Float[Tensor, "B T D"], e: Float[Tensor, "B steps E"], ahead: Float[Tensor, "B K E"]
     ) -> Float[Tensor, "B K D"]:
         aggregator = unwrap(self.aggregator)
-        tokens, cache = _tokens(z, e), None
+        tokens, cache = tokens_of(z, e), None
         finished, last = tokens[:, :-1], tokens[:, -1]
         predictions: list[Tensor] = []
         for k in range(ahead.shape[1]):
@@ -424,75 +446,5 @@ class SeqJEPA(PretrainedModule):
                 state = self.aggregate(z, e)
             predictions.append(self.predict(state, ahead[:, k]))
             z, e = torch.cat([z, predictions[-1][:, None]], dim=1), torch.cat([e, ahead[:, k : k + 1]], dim=1)
-            finished, last = _tokens(z[:, -2:], e[:, -1:]).unbind(1)
+            finished, last = tokens_of(z[:, -2:], e[:, -1:]).unbind(1)
         return torch.stack(predictions, dim=1)
-
-
-def _tokens(z: Tensor, e: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Views and the actions that leave them side by side, (B, T, D + E); the slot of a row's last view is zero."""
-    check_axes("z", z, "B T D")
-    check_axes("e", e, "B T E")
-    if e.shape[2] and e.device != z.device:
-        raise ValueError(f"z and e must lie on one device; got {z.device} and {e.device}. Move one: e.to(z.device).")
-    if not e.shape[2]:
-        e = z.new_zeros(e.shape)  # no numbers: whatever dtype and device the actions had
-    elif torch.promote_types(e.dtype, z.dtype) != z.dtype:
-        check_like("e", e, z)  # half precision and float32 meet in the wider one; float64 must be meant
-    n, m = z.shape[1], e.shape[1]
-    if m != n - 1 or z.shape[0] != e.shape[0]:
-        raise ValueError(
-            f"{n} views have {n - 1} actions between them; got z of shape {tuple(z.shape)} and e of shape "
-            f"{tuple(e.shape)}. The action that leaves the last view goes to predict()."
-        )
-    slots = torch.cat([e, e.new_zeros(e.shape[0], 1, e.shape[2])], dim=1)  # (B, T, E)
-    if mask is not None:
-        leads_on = torch.arange(n, device=z.device) < last_view(mask, z)[:, None]
-        slots = torch.where(leads_on[..., None], slots, 0)
-    return torch.cat([z, slots], dim=-1)
-
-
-def _take(sequence: Tensor, index: Tensor | None) -> Tensor:
-    """One step of each row of a (B, T, …): the last, or the one at `index` (B,)."""
-    if index is None:
-        return sequence[:, -1]
-    return sequence[torch.arange(sequence.shape[0], device=sequence.device), index]
-
-
-def _view_shape(encoder: nn.Module, img_size: int | tuple[int, int] | None, channels: int) -> tuple[int, ...]:
-    """The shape of a view that a timm encoder takes: what the caller says, else a small one that it can encode."""
-    config: Any = encoder.pretrained_cfg
-    full = (channels, *config["input_size"][1:])
-    if img_size is not None:
-        return (channels, img_size, img_size) if isinstance(img_size, int) else (channels, *img_size)
-    if config.get("fixed_input_size"):
-        return full
-    least = max([64, *(config.get("min_input_size") or ())[1:]])
-    try:
-        feature_width(encoder, (channels, least, least))
-    except ValueError:  # such as Inception, whose strides leave nothing of 64 pixels
-        return full
-    return (channels, least, least)
-
-
-def _check_widths(embedder: nn.Module, aggregator: nn.Module, predictor: nn.Module) -> None:
-    """Raise where two of our own parts do not fit; parts of the user's own answer for themselves."""
-    if not isinstance(predictor, ConditionedPredictor):
-        return
-    embed_dim = int(getattr(embedder, "embed_dim", predictor.action_dim))
-    if predictor.action_dim != embed_dim:
-        raise ValueError(
-            f"The predictor reads embedded actions {predictor.action_dim} wide; the embedder makes them {embed_dim} "
-            f"wide. Build ConditionedPredictor(..., action_dim={embed_dim})."
-        )
-    if isinstance(aggregator, SequenceAggregator | CausalAggregator):
-        if aggregator.dim != predictor.state_dim:
-            raise ValueError(
-                f"The predictor reads states {predictor.state_dim} wide; the aggregator makes them {aggregator.dim} "
-                f"wide. Build ConditionedPredictor(state_dim={aggregator.dim}, ...)."
-            )
-        if aggregator.dim != predictor.dim + embed_dim:
-            raise ValueError(
-                f"A token is an encoder output ({predictor.dim}, what the predictor predicts) and an embedded action "
-                f"({embed_dim}): {predictor.dim + embed_dim} wide; the aggregator takes {aggregator.dim}. "
-                f"Build {type(aggregator).__name__}({predictor.dim + embed_dim})."
-            )

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +25,19 @@ import claims_runs  # noqa: E402
 import compare_methods  # noqa: E402
 import compare_report  # noqa: E402
 import compare_runs  # noqa: E402
+import objects3d  # noqa: E402
+import pictures  # noqa: E402
+import plan  # noqa: E402
 import quickstart  # noqa: E402
 import reproduce_claims  # noqa: E402
 import resumed  # noqa: E402
 import robot_arm  # noqa: E402
+import running  # noqa: E402
+import saccades  # noqa: E402
 import small  # noqa: E402
 import wall  # noqa: E402
 
-from seqjepa import NoActions, SeqJEPA  # noqa: E402
+from seqjepa import NoActions, SeqJEPA, ViewSequence  # noqa: E402
 from seqjepa.evaluation import evaluate  # noqa: E402
 from seqjepa.functional import cosine_distance  # noqa: E402
 from seqjepa.groups import Rotation3D  # noqa: E402
@@ -136,7 +142,7 @@ def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(
                 pixels = noise.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
         options = [*options, "--images", str(images)]
-    output = tmp_path / "figures"
+    output = tmp_path / "runs"
     command = [sys.executable, "-W", "error", "examples/saccades.py", *options, "--output", str(output)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -146,7 +152,13 @@ def test_the_saccades_train_measure_and_draw_on_digits_and_on_a_folder(
     assert len(table["R² position, z"]) == (2 if data == "labelled" else 1)
     assert all(value <= 1 for name, values in table.items() for value in values if name.startswith("R²"))
     assert "with actions: 100%" in result.stderr
-    assert {path.name for path in output.iterdir()} == {"saccades.png", "views.png"}
+    (folder,) = output.iterdir()
+    assert f"In {folder}: views.png, saccades.png, table.json," in result.stdout
+    models = {"with-actions", "without-actions"} if data == "labelled" else {"with-actions"}
+    assert {path.name for path in folder.iterdir()} == {"saccades.png", "views.png", "table.json", *models}
+    encoder = {"encoder": saccades.small_convnet()} if data != "unlabelled" else {}
+    for name in models:
+        SeqJEPA.from_pretrained(folder / name / "model", **encoder)
 
 
 @pytest.mark.nightly
@@ -162,7 +174,12 @@ def test_objects3d_trains_measures_and_draws(tmp_path: Path) -> None:
     assert all(value <= 1 for name, value in table.items() if name.startswith("R²"))
     assert 40 < table["error °, z"] < 120
     assert "with actions: 100%" in result.stderr
-    assert (tmp_path / "objects3d.png").stat().st_size > 10_000
+    folder = tmp_path / "cpu-160-objects-5-steps-seed-0"
+    assert f"In {folder}: objects3d.png, table.json," in result.stdout
+    assert (folder / "objects3d.png").stat().st_size > 10_000
+    assert json.loads((folder / "table.json").read_text(encoding="utf-8"))["with actions"].keys() == table.keys()
+    again = SeqJEPA.from_pretrained(folder / "with-actions" / "model", encoder=small.small_convnet(32))
+    assert again.embedder.action_dim == 4
 
 
 def claims(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
@@ -361,19 +378,24 @@ def test_pairs_of_the_claims_are_views_and_the_actions_between_them(decorrelate:
 
 
 def test_plans_are_made_executed_and_drawn_and_a_model_that_was_kept_makes_them_again(tmp_path: Path) -> None:
-    def told(*options: str) -> str:
+    def told(*options: str) -> list[str]:
         command = [sys.executable, "-W", "error", "examples/plan.py", "--tasks", "8", "--output", str(tmp_path)]
         result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        return result.stdout
+        return result.stdout.splitlines()
 
-    said = told("--steps", "2", "--objects", "32")
-    rows = {line[:34].strip(): line[34:].split() for line in said.splitlines() if "," in line[34:]}
+    *table, last = told("--steps", "2", "--objects", "32")
+    rows = {line[:34].strip(): line[34:].split() for line in table if "," in line[34:]}
     assert {"doing nothing", "the turn of another task", "an untrained model's plan", "the plan"} <= rows.keys()
     assert rows["doing nothing"][:3] == rows["doing nothing"][3:]  # the light changes no angle
     assert 20 < float(rows["the plan"][0].rstrip(",")) < 150
-    assert (tmp_path / "plan.png").stat().st_size > 10_000
-    assert told("--weights", str(tmp_path / "model.pt")) == said
+    folder = tmp_path / "32-objects-2-steps-seed-0"
+    assert last == f"In {folder}: plan-1.png, degrees-1.json (every task), model.pt."
+    assert (folder / "plan-1.png").stat().st_size > 10_000
+    degrees = json.loads((folder / "degrees-1.json").read_text(encoding="utf-8"))
+    mean = np.mean(degrees["own light"]["the plan"])
+    assert rows["the plan"][0] == f"{mean:.1f},"
+    assert told("--weights", str(folder / "model.pt"))[:-1] == table
 
 
 def test_latent_actions_are_learnt_in_three_ways_measured_and_drawn(tmp_path: Path) -> None:
@@ -401,11 +423,132 @@ def test_the_angles_of_3diebench_ood_make_the_rotations_of_its_box() -> None:
         np.testing.assert_allclose(theirs, ours, atol=1e-12)
 
 
+WITH_OPTIONS_IN_COMMON = [objects3d, plan, quickstart, robot_arm, saccades]
+
+
 @pytest.mark.parametrize(
-    ("example", "option"), [("objects3d", "--steps=0"), ("objects3d", "--objects=99"), ("saccades", "--steps=0")]
+    ("module", "option", "said"),
+    [
+        (objects3d, "--steps=0", "--steps must be at least 1; got 0"),
+        (objects3d, "--objects=99", "--objects must be at least 100; got 99"),
+        (saccades, "--steps=0", "--steps must be at least 1; got 0"),
+        (plan, "--horizon=0", "--horizon must be at least 1; got 0"),
+        (plan, "--weights=nowhere.pt", "--weights nowhere.pt is not there"),
+        *((module, "--threads=0", "--threads must be at least 1; got 0") for module in WITH_OPTIONS_IN_COMMON),
+        *(
+            (module, "--device=abacus", "argument --device: 'abacus' is not here: ")
+            for module in WITH_OPTIONS_IN_COMMON
+        ),
+    ],
 )
-def test_wrong_sizes_are_refused_on_the_command_line(example: str, option: str) -> None:
-    command = [sys.executable, f"examples/{example}.py", option]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "must be at least" in result.stderr
+def test_wrong_settings_are_refused_on_the_command_line(
+    module: Any, option: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", option])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", WITH_OPTIONS_IN_COMMON)
+def test_help_shows_what_every_option_is_unless_it_is_given(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", "--help"])
+    with pytest.raises(SystemExit):
+        module.main()
+    *_, options = capsys.readouterr().out.partition("options:")
+    shown = re.split(r"\n  (?=-)", options)[1:]
+    without = {"-h", "--compare", "--images", "--weights"}  # nothing stands in for them
+    assert len(shown) > 5
+    for option in shown:
+        assert re.search(r"\[.+\]$", option.strip()) or option.split(",")[0].split()[0] in without, option
+
+
+@pytest.mark.parametrize("politely", [False, True])
+@pytest.mark.parametrize("stopped", [1, 4, 7])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
+    stopped: int, politely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "SAVED", 3)
+    steps, views = 8, torch.rand(30, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(folder: Path, stop: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        generator = torch.Generator().manual_seed(2)
+        model = small.small_model(8, 2, steps)
+        assert model.aggregator.dropout == 0.1  # what is drawn for it goes on as well
+        recipe, rows, drawn = small.small_recipe(model, steps), saccades.Rows(30, 7, generator), 0
+
+        def batch() -> ViewSequence:
+            nonlocal drawn
+            drawn += 1
+            if drawn == stop and not politely:
+                raise KeyboardInterrupt
+            if drawn == stop:
+                signal.raise_signal(signal.SIGINT)  # the step is done, and saved
+            index = next(rows)
+            return ViewSequence(views[index], torch.randn(len(index), 2, 2, generator=generator))
+
+        kept = small.resumable(folder, model, recipe, rows=rows, draws=running.Draws(generator))
+        small.train(model, batch, steps, "training", recipe, kept)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stopped)
+    saved = [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("step-*.pt")]
+    assert saved == [f"step-{step:08d}.pt" for step in [stopped if politely else (stopped - 1) // 3 * 3] if step]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    after = run(tmp_path / "stopped", None)
+    assert all(torch.equal(value, after[name]) for name, value in whole.items())
+
+
+def test_rows_are_those_of_one_permutation_after_another() -> None:
+    generator, reference = (torch.Generator().manual_seed(3) for _ in range(2))
+    rows = saccades.Rows(10, 4, generator)
+    for _ in range(3):
+        order = torch.randperm(10, generator=reference)[:8]
+        assert torch.equal(torch.cat([next(rows), next(rows)]), order)
+    assert len(next(saccades.Rows(3, 4, generator))) == 3
+    with pytest.raises(SystemExit, match=r"The run there is of 10 pictures, not of 9\. Give another --output"):
+        saccades.Rows(9, 4, generator).load_state_dict(rows.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "folder"),
+    [
+        (plan, ["--steps=2", "--objects=32"], "32-objects-2-steps-seed-0"),
+        (objects3d, ["--steps=2", "--objects=100"], "cpu-100-objects-2-steps-seed-0"),
+        (saccades, ["--steps=2"], "cpu-digits-saliency-2-steps-seed-0"),
+    ],
+)
+def test_ctrl_c_ends_with_where_things_are_and_the_command_that_goes_on(
+    module: Any, options: list[str], folder: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [f"examples/{module.__name__}.py", *options, "--output", str(tmp_path / "a b")])
+    if module is saccades:
+        monkeypatch.setattr(pictures, "VARIANTS", 1)
+    train, place = small.train, tmp_path / "a b" / folder
+
+    def stopped_in_the_first_step(model: Any, batch: Any, *rest: Any) -> Any:
+        def stopping() -> Any:
+            signal.raise_signal(signal.SIGINT)
+            return batch()
+
+        return train(model, stopping, *rest)
+
+    for stand_in, words in (
+        (interrupted, "The same command begins anew: no step is kept yet"),
+        (stopped_in_the_first_step, f"The same command goes on from the last checkpoint in {place}"),
+    ):
+        monkeypatch.setattr(module, "train", stand_in)
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert end.value.code == 130
+        said = capsys.readouterr().out
+        assert f"Stopped. {words}:\n" in said
+        assert f"    python examples/{module.__name__}.py {' '.join(options)} --output '{tmp_path / 'a b'}'\n" in said
+    assert [path.name for path in place.rglob("step-*.pt")] == ["step-00000001.pt"]

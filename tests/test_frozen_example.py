@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 import frozen_backbone  # noqa: E402
 
+from seqjepa import SeqJEPA  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
@@ -71,4 +73,8 @@ def test_the_example_measures_trains_and_draws_and_computes_its_features_once(tm
         assert len(held) == 5
         assert all(float(number) <= 1 for line in held for number in line[36:].split())
         assert "accuracy %, state of 5" in result.stdout
+        place = tmp_path / "middle-48-objects-2-steps-seed-0"
+        assert f"and {place.name}/model/, for SeqJEPA.from_pretrained(…, encoder=Adapter('middle'))." in result.stdout
     assert (tmp_path / "frozen.png").stat().st_size > 5000
+    again = SeqJEPA.from_pretrained(place / "model", encoder=frozen_backbone.Adapter("middle"))
+    assert again.predictor.dim == frozen_backbone.DIM

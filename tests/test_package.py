@@ -26,7 +26,7 @@ FLOORS = {
     "types": 0, "functional": 0, "_checks": 0, "_files": 0, "_modes": 0, "_shards": 0, "distributed": 0,
     "groups": 1, "encoders": 1, "actions": 1, "aggregator": 1, "predictor": 1, "loss": 1, "mean_aggregate": 1,
     "causal": 2, "inverse": 2, "target": 2, "data": 2, "evaluation": 2,
-    "hub": 3, "baselines": 3,
+    "_tokens": 2, "_parts": 3, "hub": 3, "baselines": 3,
     "model": 4,
     "presets": 5, "training": 5, "planning": 5, "objectives": 5,
     "interop": 6,

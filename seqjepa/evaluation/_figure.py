@@ -27,8 +27,8 @@ def draw(card: Results) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("The figure needs matplotlib; pip install 'seqjepa[examples]'.") from error
-    figure = Figure(figsize=(14, 13), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[1, 1, 1.05])[:, 0]
+    figure = Figure(figsize=(14, 14), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.25, 1, 1.05])[:, 0]
     curves = top.subplots(1, 3)
     _accuracy(curves[0], card)
     _paths(curves[1], card)
@@ -59,7 +59,7 @@ def _accuracy(axis: Any, card: Results) -> None:
         axis.set_xticks(m)
     axis.axhline(100 * z.chance, color="grey", linestyle=":", label="chance")
     axis.set(title="Top-1 of a linear probe, %", xlabel="views seen, M_val")
-    axis.legend(fontsize=8)
+    _legend(axis)
     return None
 
 
@@ -81,8 +81,13 @@ def _paths(axis: Any, card: Results) -> None:
     axis.axhline(0, color="grey", linestyle=":", label="chance")
     axis.set(title="Path integration, R²", xlabel="views in the path, M_val", ylim=(-0.15, 1.05))
     axis.set_xticks(sorted({m for curve in card.paths.values() for m in curve}))
-    axis.legend(fontsize=8)
+    _legend(axis)
     return None
+
+
+def _legend(axis: Any) -> None:
+    """Below the axes: within them curves may run anywhere."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
 
 
 def _plane(axis: Any, card: Results) -> None:

@@ -292,6 +292,11 @@ def drift_of(encoder: nn.Module, target: nn.Module) -> Float[Tensor, ""]:
     return torch.cat(squares).mean().sqrt()
 
 
+def has_statistics(module: nn.Module) -> bool:
+    """Whether it holds a batch norm with running statistics."""
+    return bool(_statistics(module))
+
+
 def _statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Running mean and deviation of every batch norm, in order."""
     found = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from seqjepa._checks import check_floating, check_tensor
 from seqjepa.distributed import gather
+from seqjepa.evaluation._following import Following, fingerprint, mark_of
+from seqjepa.evaluation._health import Health, MonitorReport, Thresholds, plus_minus
 from seqjepa.evaluation._statistics import plain_arithmetic
 from seqjepa.evaluation.collapse import (
     cross_cosine,
@@ -22,6 +24,7 @@ from seqjepa.evaluation.collapse import (
     drift_of,
     gap_of,
     gram_spectrum,
+    has_statistics,
     rank_of,
     relative_deviation,
 )
@@ -33,107 +36,6 @@ EPS, DELTA = 1e-7, 1e-4  # those of RankMe and of LiDAR
 SOURCE = {"gap": "prediction", "gap_error": "prediction", "drift": "a batch norm of the encoders"}
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Where the verdict turns. Calibrated on small runs that trained well, collapsed, or lost some directions.
-
-    There, z of healthy runs kept a rank of a quarter of its width, a cosine of 0.7–0.86 and a drift up to 0.5; with
-    gradient through the target the gap was gone after 20 steps and the cosine passed 0.99 after 50, while the *state*
-    and LiDAR went on looking healthy.
-
-    Attributes:
-        rank: collapsing below this share of min(rows, width), and below 2 in any case.
-        fall: falling below this share of the highest rank so far.
-        cosine: collapsed above this mean pairwise cosine.
-        gap: blind below this gap between own and shuffled targets, give or take two of its standard errors.
-        drift: drifting above this distance of batch-norm statistics, in deviations.
-
-    Examples:
-        >>> Thresholds().rank
-        0.05
-    """
-
-    rank: float = 0.05
-    fall: float = 0.25
-    cosine: float = 0.99
-    gap: float = 0.005
-    drift: float = 1.0
-
-
-@dataclass(frozen=True)
-class Health:
-    """How one representation is spread over a batch.
-
-    Attributes:
-        rank: [`rankme`][seqjepa.evaluation.rankme], from 1 to min(rows, width).
-        width: D.
-        rows: rows that were looked at.
-        deviation: mean of [`feature_deviation`][seqjepa.evaluation.feature_deviation], in [0, 1].
-        dead: share of features with a deviation below 0.01.
-        cosine: [`mean_pairwise_cosine`][seqjepa.evaluation.mean_pairwise_cosine].
-        lidar: [`lidar`][seqjepa.evaluation.lidar] over the views of each source, or None for one view a source.
-
-    Examples:
-        >>> print(Health(rank=17.04, width=64, rows=384, deviation=0.47, dead=0.0, cosine=0.8, lidar=11.0))
-        rank 17.0 of 64, lidar 11.0, deviation 0.47, cosine 0.80
-    """
-
-    rank: float
-    width: int
-    rows: int
-    deviation: float
-    dead: float
-    cosine: float
-    lidar: float | None = None
-
-    def __str__(self) -> str:
-        """One clause."""
-        lidar = "" if self.lidar is None else f", lidar {self.lidar:.1f}"
-        dead = f", {self.dead:.0%} dead" if self.dead else ""
-        spread = f"deviation {self.deviation:.2f}, cosine {self.cosine:.2f}"
-        return f"rank {self.rank:.1f} of {self.width}{lidar}, {spread}{dead}"
-
-
-@dataclass(frozen=True)
-class MonitorReport:
-    """What a monitor saw at one step; `print` gives one line.
-
-    Attributes:
-        step: calls of the monitor so far.
-        verdict: "ok", or what is wrong, in words.
-        z: health of the equivariant representation, or None.
-        state: health of the invariant one, or None.
-        gap: [`target_gap`][seqjepa.evaluation.target_gap], or None.
-        gap_error: its standard error over draws of the rows, or None.
-        drift: [`batch_norm_drift`][seqjepa.evaluation.batch_norm_drift], or None.
-
-    Examples:
-        >>> print(MonitorReport(step=100, verdict="ok", gap=0.15))
-        step 100 | gap 0.150 | ok
-    """
-
-    step: int
-    verdict: str
-    z: Health | None = None
-    state: Health | None = None
-    gap: float | None = None
-    drift: float | None = None
-    gap_error: float | None = None
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.verdict == "ok"
-
-    def __str__(self) -> str:
-        """One line."""
-        parts = [f"step {self.step}"]
-        parts += [f"{name}: {health}" for name, health in (("z", self.z), ("state", self.state)) if health]
-        parts += [] if self.gap is None else [f"gap {self.gap:.3f}" + _plus_minus(self.gap_error)]
-        parts += [] if self.drift is None else [f"drift {self.drift:.2f}"]
-        return " | ".join([*parts, self.verdict])
-
-
 class Monitor:
     """Look at a training run every so many steps, and say in words whether its representations collapse.
 
@@ -143,6 +45,7 @@ class Monitor:
     The verdict is the first of these that holds; see [`Thresholds`][seqjepa.evaluation.Thresholds]:
 
     - *broken*: NaN or infinity, in what is looked at or in the running statistics of a batch norm;
+    - *still*: the encoder moves and the target never did, since its `update` is not called;
     - *collapsed*: all rows point one way (mean pairwise cosine), or no feature varies;
     - *collapsing*: few directions are left (effective rank), or *recovering*, if there are 10 % more than at the last
       report;
@@ -190,6 +93,7 @@ class Monitor:
         self.history: deque[MonitorReport] = deque(maxlen=history)
         # Of each representation the highest ranks: rows, rank, step. More rows are kept only with a higher rank.
         self._highest: dict[str, list[tuple[int, float, int]]] = {}
+        self._following = Following()
 
     def __call__(
         self,
@@ -208,8 +112,10 @@ class Monitor:
             state: (B, S).
             prediction: (B, D), for the gap; with `target`.
             target: (B, D).
-            encoder: for the drift of batch norms; with `target_encoder`.
-            target_encoder: the target encoder, or the target that holds it.
+            encoder: for the drift of batch norms, where there are any, and to tell whether the target moves; with
+                `target_encoder`.
+            target_encoder: the target, such as `model.target`, or the encoder that it holds. One that is the encoder
+                itself ([`StopGradientTarget`][seqjepa.StopGradientTarget]) has no drift.
 
         Returns:
             A [`MonitorReport`][seqjepa.evaluation.MonitorReport] at every `every`-th call, None at the others.
@@ -239,6 +145,7 @@ class Monitor:
         return {
             "step": self.step,
             "highest": {name: list(found) for name, found in self._highest.items()},
+            "following": self._following.state_dict(),
             "history": [asdict(report) for report in self.history],
         }
 
@@ -248,13 +155,15 @@ class Monitor:
         Raises:
             ValueError: keys that are missing or unknown.
         """
-        if state.keys() != {"step", "highest", "history"}:
+        if state.keys() != {"step", "highest", "following", "history"}:
             raise ValueError(
-                f"A monitor's state has the keys step, highest, history; got {', '.join(map(str, state)) or 'none'}."
+                "A monitor's state has the keys step, highest, following, history; got "
+                f"{', '.join(map(str, state)) or 'none'}."
             )
         reports = [_report_of(report) for report in state["history"]]
         self.step = int(state["step"])
         self._highest = {name: [(*one,) for one in found] for name, found in state["highest"].items()}
+        self._following.load_state_dict(state["following"])
         self.history = deque(reports, maxlen=self.history.maxlen)
 
     def _rows(self, name: str, x: Tensor) -> Tensor:
@@ -283,18 +192,33 @@ class Monitor:
             if "prediction" in tensors:
                 values["gap"], values["gap_error"] = gap_of(tensors["prediction"], tensors["target"])
             if encoder is not None and target_encoder is not None:
-                apart = drift_of(encoder, target_encoder).to(device)
-                values["drift"] = gather(apart[None]).amax() if self.over_ranks else apart  # NaN of one is NaN of all
-            numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+                for name, number in self._of_encoders(encoder, target_encoder).items():
+                    number = number.to(device)
+                    values[name] = gather(number[None]).amax() if self.over_ranks else number  # NaN of one is of all
+            numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
         broken = sorted({SOURCE.get(key, key.partition(".")[0]) for key in values if not math.isfinite(numbers[key])})
         if broken:
             return _broken(self.step, broken)
         healths = {name: _health(name, x, numbers) for name, x in tensors.items() if name in ("z", "state")}
+        if "following.target" in numbers:
+            self._following.look(numbers["following.encoder"], numbers["following.target"], self.step)
         gap, drift, error = numbers.get("gap"), numbers.get("drift"), numbers.get("gap_error")
         verdict = self._judge(healths, gap, error, drift)
         for name, health in healths.items():
             self._remember(name, health)
         return MonitorReport(self.step, verdict, healths.get("z"), healths.get("state"), gap, drift, error)
+
+    def _of_encoders(self, encoder: nn.Module, target_encoder: nn.Module) -> dict[str, Tensor]:
+        """The drift, where there are batch norms, and the weights, as long as the target was not seen to move."""
+        found: dict[str, Tensor] = {}
+        if not self._following.moved:
+            weights, mark = fingerprint(encoder), mark_of(target_encoder)
+            if weights is not None and mark is not None:
+                found |= {"following.encoder": weights, "following.target": mark}
+        its_own = any(True for _ in target_encoder.parameters())
+        if its_own and (has_statistics(encoder) or has_statistics(target_encoder)):
+            found["drift"] = drift_of(encoder, target_encoder)
+        return found
 
     def _remember(self, name: str, health: Health) -> None:
         """Keep a rank that is the highest of all with as many rows or fewer, and none that it surpasses."""
@@ -308,6 +232,11 @@ class Monitor:
     ) -> str:
         limits = self.thresholds
         last = self.history[-1] if self.history else None
+        if self._following.alone >= limits.still and not self._following.moved:
+            return (
+                f"still: the target has not moved since step {self._following.since}, and the encoder has; call "
+                "model.update_target() after each optimiser step"
+            )
         for name, health in healths.items():
             if health.cosine > limits.cosine:
                 return f"collapsed: all {name} point one way (mean cosine {health.cosine:.3f})"
@@ -328,7 +257,7 @@ class Monitor:
                 rank = f"effective rank {health.rank:.0f} of {health.width}"
                 return f"falling: {name} has {rank}, {highest:.0f} at step {step}"
         if gap is not None and gap_error is not None and gap < limits.gap + 2 * gap_error:
-            found = f"gap {gap:.3f}{_plus_minus(gap_error)}"
+            found = f"gap {gap:.3f}{plus_minus(gap_error)}"
             return f"blind: predictions fit shuffled targets as well as their own ({found})"
         if drift is not None and drift > limits.drift:
             return f"drifting: the target's batch norm is {drift:.1f} deviations from the encoder's"
@@ -343,10 +272,6 @@ def _broken(step: int, names: list[str]) -> MonitorReport:
 def _report_of(saved: Mapping[str, Any]) -> MonitorReport:
     fields: dict[str, Any] = {key: Health(**v) if isinstance(v, Mapping) else v for key, v in saved.items()}
     return MonitorReport(**fields)
-
-
-def _plus_minus(error: float | None) -> str:
-    return "" if error is None else f" ± {error:.3f}"
 
 
 def _measure(x: Tensor) -> dict[str, Tensor]:

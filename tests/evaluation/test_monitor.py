@@ -1,5 +1,6 @@
 """The monitor: silent on a healthy run, plain about a collapsing one."""
 
+import copy
 import math
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqjepa import CosineSchedule, EMATarget, SeqJEPA
+from seqjepa import CosineSchedule, EMATarget, OnlineTarget, SeqJEPA, StopGradientTarget
 from seqjepa.evaluation import (
     Monitor,
     MonitorReport,
@@ -21,6 +22,7 @@ from seqjepa.evaluation import (
     rankme,
     target_gap,
 )
+from seqjepa.evaluation._following import fingerprint
 from tests.builders import TinyEncoder
 
 
@@ -226,7 +228,7 @@ def test_a_resumed_monitor_says_what_the_first_would_have(tmp_path: Any) -> None
         "recovering",
         "falling",
     }
-    with pytest.raises(ValueError, match=r"has the keys step, highest, history; got step"):
+    with pytest.raises(ValueError, match=r"has the keys step, highest, following, history; got step"):
         Monitor().load_state_dict({"step": 1})
 
 
@@ -446,3 +448,141 @@ def test_few_directions_are_named_from_eight_rows_on() -> None:
 def test_unless_told_otherwise_every_hundredth_call_is_a_report() -> None:
     monitor, z = Monitor(), torch.randn(8, 4)
     assert [i for i in range(1, 202) if monitor(z=z)] == [100, 200]
+
+
+# --- a target that does not move ---
+
+
+def move(module: nn.Module, by: float = 1e-3) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(by)
+
+
+def verdicts(
+    target: nn.Module, encoder: nn.Module, *, steps: int = 6, every: int = 1, forgets: bool = False,
+    watched: nn.Module | None = None, monitor: Monitor | None = None,
+) -> list[str]:  # fmt: skip
+    """Of a run whose encoder moves at every step."""
+    monitor = Monitor(every) if monitor is None else monitor
+    found = []
+    for _ in range(steps):
+        move(encoder)
+        if not forgets:
+            target.update(encoder)  # type: ignore[operator]
+        watched = target if watched is None else watched
+        report = monitor(z=torch.randn(32, 8), encoder=encoder, target_encoder=watched)
+        found += [] if report is None else [report.verdict]
+    return found
+
+
+NEVER = "still: the target has not moved since step 1, and the encoder has; call model.update_target() after each"
+
+
+@pytest.mark.parametrize("buffers", ["own", "copy", "ema"])
+@pytest.mark.parametrize("of_the_encoder_alone", [False, True])
+def test_a_target_that_is_never_updated_is_named_from_the_third_report_on(
+    buffers: Any, of_the_encoder_alone: bool
+) -> None:
+    encoder = TinyEncoder()
+    target = EMATarget(encoder, buffers=buffers)
+    watched = target.encoder if of_the_encoder_alone else target
+    found = verdicts(target, encoder, forgets=True, watched=watched)
+    assert found[:2] == ["ok", "ok"]
+    assert all(verdict.startswith(NEVER) for verdict in found[2:])
+
+
+def test_a_forgotten_update_is_named_in_a_real_loop_and_healed_by_the_call() -> None:
+    torch.manual_seed(0)
+    model = SeqJEPA.from_encoder(encoder_of(32), action_dim=2, view_shape=(1, 12, 12))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    monitor, found = Monitor(every=5), []
+    for step, (views, actions) in enumerate(batches(25)):
+        out = model(views, actions)  # the target's batch norms see it, too: they are not its weights
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step >= 20:
+            model.update_target()
+        report = monitor(z=out.z, encoder=model.encoder, target_encoder=model.target)
+        found += [] if report is None else [report.verdict.partition(":")[0]]
+    assert found == ["ok", "ok", "still", "still", "ok"]
+
+
+@pytest.mark.parametrize(
+    "momentum",
+    [0.996, 0.9999, 1.0, 1 - 1e-12, CosineSchedule(0.996, 1.0, 6), CosineSchedule(1 - 1e-9, 1.0, 6), lambda step: 1.0],
+)
+def test_a_momentum_near_1_is_no_forgotten_update(momentum: Any) -> None:
+    encoder = TinyEncoder()
+    assert set(verdicts(EMATarget(encoder, momentum), encoder)) == {"ok"}
+
+
+@pytest.mark.parametrize("target", [StopGradientTarget, OnlineTarget])
+def test_a_target_that_is_the_encoder_itself_is_no_forgotten_update(target: Any) -> None:
+    encoder = TinyEncoder()
+    report = Monitor(every=1)(z=torch.randn(32, 8), encoder=encoder, target_encoder=target(encoder))
+    assert report is not None
+    assert report.drift is None
+    for watched in (target(encoder), encoder):
+        assert set(verdicts(target(encoder), encoder, watched=watched)) == {"ok"}
+
+
+def test_where_the_encoder_does_not_move_neither_need_the_target() -> None:
+    encoder, monitor = TinyEncoder(), Monitor(every=1)
+    target = EMATarget(encoder)
+    for _ in range(6):  # frozen; or between the steps of an optimiser that accumulates
+        assert monitor(z=torch.randn(32, 8), encoder=encoder, target_encoder=target).healthy  # type: ignore[union-attr]
+
+
+def test_a_target_whose_weights_rest_after_they_moved_is_not_named() -> None:
+    encoder = TinyEncoder()
+    target = EMATarget(encoder, 0.9)
+    monitor = Monitor(every=1)
+    assert set(verdicts(target, encoder, watched=target.encoder, monitor=monitor)) == {"ok"}
+    assert set(verdicts(target, encoder, watched=target.encoder, monitor=monitor, forgets=True)) == {"ok"}
+
+
+def test_how_long_a_target_may_rest_is_a_threshold() -> None:
+    encoder = TinyEncoder()
+    monitor = Monitor(every=1, thresholds=Thresholds(still=4))
+    found = verdicts(EMATarget(encoder), encoder, forgets=True, monitor=monitor)
+    assert [verdict.partition(":")[0] for verdict in found] == ["ok"] * 4 + ["still"] * 2
+
+
+def test_a_monitor_that_goes_on_remembers_when_it_saw_the_target_first() -> None:
+    encoder = TinyEncoder()
+    target, first, second = EMATarget(encoder), Monitor(every=1), Monitor(every=1)
+    verdicts(target, encoder, steps=2, forgets=True, monitor=first)
+    second.load_state_dict(first.state_dict())
+    (found,) = verdicts(target, encoder, steps=1, forgets=True, monitor=second)
+    assert found.startswith(NEVER)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_bit_of_one_weight_tells_that_an_encoder_moved(kind: torch.dtype) -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 5)).to(kind).to(memory_format=torch.channels_last)
+    before = fingerprint(encoder)
+    assert before is not None
+    assert torch.equal(before, fingerprint(copy.deepcopy(encoder)))  # type: ignore[arg-type]
+    for parameter in encoder.parameters():
+        with torch.no_grad():
+            one = parameter.view(-1) if parameter.is_contiguous() else parameter[0, 0, 0]
+            one[0] = 1.01 * one[0] + 0.01
+        after = fingerprint(encoder)
+        assert after is not None
+        assert before != after
+        before = after
+    assert fingerprint(nn.ReLU()) is None
+
+
+def test_encoders_without_batch_norm_have_no_drift_and_are_watched_all_the_same() -> None:
+    encoder = nn.Linear(4, 4)
+    target = EMATarget(encoder)
+    report = Monitor(every=1)(encoder=encoder, target_encoder=target)
+    assert report is not None
+    assert report.drift is None
+    assert report.healthy
+    assert verdicts(target, encoder, forgets=True)[-1].startswith(NEVER)
+    with pytest.raises(ValueError, match=r"batch norms of two encoders of one architecture.* got 3 and 0 batch norms"):
+        Monitor(every=1)(encoder=TinyEncoder(), target_encoder=nn.Linear(2, 2))

@@ -61,7 +61,12 @@ def test_the_scorecard_holds_everything_and_is_written_whole(tmp_path: Path) -> 
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["card.json"]
     figure = card.figure(tmp_path / "card.png")
     assert (tmp_path / "card.png").stat().st_size > 10_000
-    assert any("Path integration" in axis.get_title() for axis in figure.axes)
+    keyed = {axis.get_title().partition(",")[0]: axis for axis in figure.axes if axis.get_legend() is not None}
+    assert keyed.keys() == {"Top-1 of a linear probe", "Path integration"}
+    for axis in keyed.values():  # over no curve, and on the page
+        legend = axis.get_legend().get_window_extent()
+        assert not any(legend.overlaps(other.get_window_extent()) for other in figure.axes)
+        assert figure.bbox.extents[0] <= legend.x0 < legend.x1 <= figure.bbox.extents[2]
     assert (
         evaluate(model, train, test, ood=test, hidden=(), progress=False).to_dict()["paths"] == card.to_dict()["paths"]
     )
