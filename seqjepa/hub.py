@@ -247,10 +247,14 @@ def _hub_class() -> Any:
             self._hub_mixin_config = model.describe() | {"weights": _digest(self.tensors)}
 
         def _save_pretrained(self, save_directory: Path) -> None:
+            from safetensors import SafetensorError
             from safetensors.torch import save_file
 
             config = json.dumps(self._hub_mixin_config)
-            save_file(self.tensors, save_directory / WEIGHTS, metadata={"format": "pt", "config": config})
+            try:
+                save_file(self.tensors, save_directory / WEIGHTS, metadata={"format": "pt", "config": config})
+            except SafetensorError as error:  # on a full disk, which is an OSError like those of other files
+                raise OSError(f"{WEIGHTS} could not be written: {error}") from error
 
         @classmethod
         def _from_pretrained(  # type: ignore[override]

@@ -496,6 +496,21 @@ def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(workers: int) 
         assert_same(passes(resumed, epochs=3)[: 12 - done], whole[done:])
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_run_goes_on_from_every_place_of_an_epoch_with_any_number_of_workers(workers: int) -> None:
+    def make(workers: int) -> ViewLoader:
+        return ViewLoader(Numbered(23), noisy_pairs, batch_size=5, seed=2, num_workers=workers, drop_last=False)
+
+    whole = passes(make(0), epochs=2)  # 5 batches each, the last of 3
+    loader = make(workers)
+    states = [loader.state_dict(), *(loader.state_dict() for _ in loader)]
+    for place, state in enumerate(states):
+        for now in {workers, (workers + place) % 4}:
+            resumed = make(now)
+            resumed.load_state_dict(state)
+            assert_same(passes(resumed, epochs=2)[: 10 - place], whole[place:])
+
+
 def test_the_state_can_be_saved_without_pickle(tmp_path: Any) -> None:
     loader = ViewLoader(Numbered(), noisy_pairs, batch_size=5)
     batches = iter(loader)
