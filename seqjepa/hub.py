@@ -153,6 +153,9 @@ class PretrainedModule(nn.Module):
         Returns:
             The address of the commit if `push_to_hub=True`, else None.
 
+        Raises:
+            OSError: it could not be written; what was there still is.
+
         Examples:
             >>> import tempfile
             >>> from seqjepa import SeqJEPA
