@@ -34,6 +34,10 @@ def start_processes(device: str) -> torch.device:
     if found.type == "cuda":
         torch.cuda.set_device(found)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Imported later, as DistributedDataParallel does, its default arguments would hold the group beyond its
+        # destruction, and a thread of gloo that lets go of a tensor while Python ends aborts the process.
+        from torch.distributed.nn import functional  # noqa: F401
+
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
     return found
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: there, folders that a killed process left behind stay
+except ImportError:  # no such locks on Windows: folders that a killed process left behind stay, and nobody waits
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["flush", "move_into_place", "staging_folder"]
+__all__ = ["flush", "locked", "move_into_place", "staging_folder"]
 
 PREFIX = ".saving-"
 
@@ -23,11 +23,11 @@ PREFIX = ".saving-"
 def staging_folder(folder: Path) -> Iterator[Path]:
     """An empty folder within `folder` to write new files to, gone afterwards, as are those of killed processes."""
     for left in folder.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), _locked(left):
+        with contextlib.suppress(OSError), locked(left, needed=True):
             shutil.rmtree(left)
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
     try:
-        with _locked(staging, needed=False):
+        with locked(staging):
             new = staging / "new"
             new.mkdir()
             yield new
@@ -60,17 +60,23 @@ def move_into_place(new: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Hold a folder until the block or its process ends; if `needed`, an OSError where that cannot be."""
+def locked(path: Path, *, wait: bool = False, needed: bool = False) -> Iterator[None]:
+    """Hold a folder until the block or its process ends; with `wait`, a file, which is made if missing.
+
+    Args:
+        path: of the folder or the file.
+        wait: for another process that holds it.
+        needed: raise an OSError where it cannot be held; else the block is entered all the same.
+    """
     if fcntl is None:
         if needed:
             raise OSError("no locks here")
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT if wait else os.O_RDONLY, 0o666)
     try:
         with contextlib.nullcontext() if needed else contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

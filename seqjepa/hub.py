@@ -153,6 +153,9 @@ class PretrainedModule(nn.Module):
         Returns:
             The address of the commit if `push_to_hub=True`, else None.
 
+        Raises:
+            OSError: it could not be written; what was there still is.
+
         Examples:
             >>> import tempfile
             >>> from seqjepa import SeqJEPA
@@ -247,10 +250,14 @@ def _hub_class() -> Any:
             self._hub_mixin_config = model.describe() | {"weights": _digest(self.tensors)}
 
         def _save_pretrained(self, save_directory: Path) -> None:
+            from safetensors import SafetensorError
             from safetensors.torch import save_file
 
             config = json.dumps(self._hub_mixin_config)
-            save_file(self.tensors, save_directory / WEIGHTS, metadata={"format": "pt", "config": config})
+            try:
+                save_file(self.tensors, save_directory / WEIGHTS, metadata={"format": "pt", "config": config})
+            except SafetensorError as error:  # on a full disk, which is an OSError like those of other files
+                raise OSError(f"{WEIGHTS} could not be written: {error}") from error
 
         @classmethod
         def _from_pretrained(  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -41,13 +42,17 @@ def whole_batch(rows: int) -> Tensor:
     return torch.randn(rows, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def shares(rows: int, uneven: bool) -> list[slice]:
-    first = rows // 2 - 3 * uneven
-    return [slice(0, first), slice(first, rows)]
+UNEVEN = {2: (3, 9), 3: (7, 0, 5), 4: (1, 6, 0, 5)}  # of 12 rows; also one and none
 
 
-def check_a_loss(loss: Callable[[Tensor, Tensor, slice], Tensor], me: int, uneven: bool) -> None:
-    """Value and gradient of a loss of all rows, from shares of them, by a shared weight and by the rows."""
+def shares(world: int, uneven: bool) -> list[slice]:
+    """The rows of each rank, of 12."""
+    ends = [0, *itertools.accumulate(UNEVEN[world] if uneven else [12 // world] * world)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def check_a_loss(loss: Callable[[Tensor, Tensor, slice], Tensor], share: slice) -> None:
+    """Value and gradient of a loss of all 12 rows, from a share of them, by a shared weight and by the rows."""
     x = whole_batch(12)
     weight = torch.eye(5, dtype=torch.float64).mul_(1.5).requires_grad_()
     alone, mine = (x.clone().requires_grad_() for _ in range(2))
@@ -55,7 +60,6 @@ def check_a_loss(loss: Callable[[Tensor, Tensor, slice], Tensor], me: int, uneve
     expected = loss(alone @ weight, alone, everything)
     by_weight, by_rows = torch.autograd.grad(expected, [weight, alone])
 
-    share = shares(12, uneven)[me]
     part = mine[share]
     got = loss(part @ weight, part, share)
     got.backward()
@@ -104,18 +108,39 @@ def fail(error: Exception) -> None:
     raise error
 
 
-def laws(me: int, world: int) -> None:
-    assert (rank(), world_size()) == (me, world)
-
-    # The regularisers: the loss and the gradient of the whole batch, masked or not, shared out evenly or not.
+def losses(me: int, world: int) -> None:
+    """Of the regularisers, masked or not, and of gathered rows: those of the whole batch, shared out evenly or not."""
     generator = torch.Generator().manual_seed(1)
     mask = (torch.rand(12, 3, generator=generator) < 0.6).index_fill(1, torch.tensor([0]), True)
     for uneven in (False, True):
-        check_a_loss(regularised(None), me, uneven)
-        check_a_loss(regularised(mask), me, uneven)
-        check_a_loss(sliced(None), me, uneven)
-        check_a_loss(sliced(mask), me, uneven)
-        check_a_loss(contrastive, me, uneven)
+        share = shares(world, uneven)[me]
+        for loss in (regularised(None), regularised(mask), sliced(None), sliced(mask), contrastive):
+            check_a_loss(loss, share)
+
+
+def rows(me: int, world: int) -> None:
+    """Gathered: by rank, none too; integers, booleans and half precision as they are, and a gradient for each."""
+    whole = whole_batch(12)
+    for uneven in (False, True):
+        share = shares(world, uneven)[me]
+        for x in (whole, whole > 0, (8 * whole).long(), whole.bfloat16(), whole[:, 0, 0], whole[:, :0]):
+            got = gather(x[share])
+            assert got.dtype == x.dtype
+            assert torch.equal(got, x)
+        sizes = [part.stop - part.start for part in shares(world, uneven)]
+        mine = whole[share].clone().requires_grad_()
+        (gather(mine, sizes) * (1 + me) * torch.arange(12)[:, None, None]).sum().backward()
+        of_all = sum(1 + r for r in range(world)) * torch.arange(12.0, dtype=torch.float64)[share]
+        assert mine.grad is not None
+        assert torch.equal(mine.grad, of_all[:, None, None].expand_as(mine))
+    assert gather_objects(me) == list(range(world))
+    assert broadcast_object(me) == 0
+
+
+def laws(me: int, world: int) -> None:
+    assert (rank(), world_size()) == (me, world)
+    losses(me, world)
+    rows(me, world)
 
     # Through DistributedDataParallel, together with the distance: a mean of equal shares.
     x = whole_batch(12)
@@ -123,7 +148,7 @@ def laws(me: int, world: int) -> None:
     alone = nn.Linear(5, 5).double()
     wrapped = DistributedDataParallel(nn.Linear(5, 5).double())
     wrapped.module.load_state_dict(alone.state_dict())
-    share = shares(12, False)[me]
+    share = shares(world, uneven=False)[me]
     one = SeqJEPALoss(regularizer=VarianceCovariance().eval())
     each = SeqJEPALoss(regularizer=VarianceCovariance())
     z = alone(x)
@@ -133,13 +158,7 @@ def laws(me: int, world: int) -> None:
     for got, expected in zip(wrapped.parameters(), alone.parameters(), strict=True):
         assert_close(got.grad, expected.grad)
 
-    # Gather: rows by rank, none too; integers, booleans and half precision as they are; twice differentiable.
-    rows = gather(torch.full((me * 2, 3), float(me)))
-    assert torch.equal(rows, torch.ones(2, 3))
-    assert torch.equal(gather(torch.arange(me + 1)), torch.tensor([0, 0, 1]))
-    assert torch.equal(gather(torch.tensor([me == 1])), torch.tensor([False, True]))
-    assert torch.equal(gather(torch.tensor([[1.0 + me]], dtype=torch.bfloat16)).float(), torch.tensor([[1.0], [2.0]]))
-    assert torch.equal(gather(torch.full((1,), me), rows=[1, 1]), torch.tensor([0, 1]))
+    # Gather wants the true numbers of rows; all-reduce is twice differentiable.
     with pytest.raises(ValueError, match=r"rows has the number of rows of each rank; got \[2, 2\], and 1 rows on "):
         gather(torch.ones(1), rows=[2, 2])
     assert torch.autograd.gradcheck(

@@ -32,6 +32,7 @@ from seqjepa.aggregator import SinusoidalPositions
 from seqjepa.encoders import timm_encoder, with_cifar_stem
 from seqjepa.loss import MSEDistance, SmoothL1Distance
 from tests.builders import TinyEncoder, joint, randomise, sequence, tiny_model
+from tests.disks import room_for
 
 
 def assert_same_bits(ours: SeqJEPA, theirs: SeqJEPA) -> None:
@@ -173,6 +174,17 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         timm_model(embedder=NoActions()).save_pretrained(tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert_same_bits(first, SeqJEPA.from_pretrained(tmp_path / "model"))
+
+
+def test_wherever_in_a_file_the_disk_is_full_the_model_that_was_there_stays(saved: Path) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    other, size = timm_model(embedder=NoActions()), len(before["model.safetensors"])
+    for room in (0, 100, 5000, size // 2, size // 4 * 3):
+        with room_for(room), pytest.raises(OSError, match="File too large"):
+            other.save_pretrained(saved)
+        assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    other.save_pretrained(saved)
+    assert_same_bits(other, SeqJEPA.from_pretrained(saved))
 
 
 def test_pushing_goes_through_the_hub_s_mixin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from seqjepa import ConditionedPredictor, CosineSchedule, EMATarget, SequenceAgg
 from seqjepa.functional import WarmupCosineSchedule
 from seqjepa.training import Checkpoints, RunningStatistics, SyncBatchNorm, seed_step, sync_batch_norm, weight_groups
 from tests.builders import TinyEncoder, randomise, sequence, tiny_model
+from tests.disks import room_for
 from tests.ranks import on_ranks
 
 # ---------------------------------------------------------------------------------------------------------- seed_step
@@ -293,6 +294,8 @@ def checkpoints_of_two(me: int, world: int, folder: str) -> None:
     assert place.at == 10 + me
     with pytest.raises(ValueError, match="Steps count up; got 3"):
         run.save(3)
+    with room_for(10 if me == 0 else 10**9), pytest.raises(OSError, match=r"5\.pt was not saved; .*00000004\.pt"):
+        run.save(5)
     with pytest.raises(ValueError, match="It holds model, place; to be restored are model"):
         Checkpoints(folder, model=model).restore()
     with pytest.raises(RuntimeError, match=r"has taken .* over"):
@@ -671,6 +674,35 @@ def test_a_full_disk_leaves_the_last_good_one_and_no_litter(tmp_path: Path, monk
     assert litter(tmp_path) == []
     assert Checkpoints(tmp_path, model=model).restore() == 1
     assert torch.equal(model.weight, kept)
+
+
+def test_wherever_in_a_file_the_disk_is_full_the_last_good_one_stays(tmp_path: Path) -> None:
+    model = nn.Linear(100, 100)
+    run = Checkpoints(tmp_path, model=model)
+    with room_for(1000), pytest.raises(OSError, match=r"step-00000001\.pt was not saved; there is no other"):
+        run.save(1)
+    run.save(1)
+    kept = model.weight.detach().clone()
+    size = (tmp_path / "checkpoints" / "step-00000001.pt").stat().st_size
+    for room in (0, 1, 500, 5000, size // 2, size - 500, size - 50, size - 1):  # also in the table at its end
+        nn.init.zeros_(model.weight)
+        with room_for(room), pytest.raises(OSError, match=r"step-00000002\.pt was not saved; the last .*00000001\.pt"):
+            run.save(2)
+        assert litter(tmp_path) == []
+        assert run.restore() == 1
+        assert torch.equal(model.weight, kept)
+    with room_for(size):
+        run.save(2)
+    assert run.restore() == 2
+
+
+def test_a_run_is_restored_also_where_nothing_can_be_written(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, model=nn.Linear(2, 2)).save(3)
+    (tmp_path / "checkpoints" / ".lock").unlink()  # as that of another process, which wrote its number into it
+    with room_for(0):
+        run = Checkpoints(tmp_path, model=nn.Linear(2, 2))
+        assert run.restore() == 3
+    run.save(4)
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])

@@ -16,14 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from seqjepa._checks import weight_of
+from seqjepa._files import flush, locked
 from seqjepa._modes import eval_mode, fresh_casts
 from seqjepa.data._images import unit_floats
 from seqjepa.types import ViewSequence
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows: there, one process at a time is up to the caller
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["cache_features"]
 
@@ -102,12 +98,12 @@ def cache_features(
         asked = _File(encode(sources[0]).shape, sources.shape, len(sources), dtype, _digest(encoder))
         if not path.exists():
             part = path.with_name(f"{path.name}.part")
-            with _alone(part):
+            with locked(part, wait=True):
                 if not path.exists():
                     asked.check_sources(part, encode, sources, asked.rows_of(part))
                     _write(part, asked, encode, sources, chunk, num_workers, progress)
                     os.replace(part, path)
-                    _flush(path.parent)
+                    flush(path.parent)
                 else:  # another process wrote it meanwhile
                     part.unlink(missing_ok=True)
         features = asked.opened(path)
@@ -161,7 +157,7 @@ class _File:
 
         The last are not counted on: a power cut may have left their place without their bytes.
         """
-        if part.stat().st_size <= len(self.header):
+        if not part.exists() or part.stat().st_size <= len(self.header):
             return 0
         self.check_header(part)
         return max((part.stat().st_size - len(self.header)) // self.row - SYNCED, 0)
@@ -218,7 +214,7 @@ def _write(
     done = file.rows_of(part)
     rest = torch.utils.data.Subset(sources, range(done, len(sources)))
     loader: Any = DataLoader(rest, chunk, num_workers=num_workers, generator=torch.Generator("cpu"))
-    with open(part, "r+b") as out:
+    with open(part, "r+b" if done else "wb") as out:
         out.write(file.header)
         out.truncate(len(file.header) + done * file.row)
         out.seek(0, os.SEEK_END)
@@ -283,24 +279,3 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _told(tensor: dict[str, Any]) -> str:
     return f"{tensor.get('dtype')} {tuple(tensor.get('shape', ()))}"
-
-
-@contextlib.contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """The unfinished file, there and for this process alone until the block ends."""
-    with open(part, "ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    if fcntl is None:  # there, a file that is open cannot be moved
-        yield
-
-
-def _flush(folder: Path) -> None:
-    """Put a folder's entries on the disk, where a system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

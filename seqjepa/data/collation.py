@@ -13,6 +13,8 @@ from seqjepa.types import ViewSequence, map_tensors, stack, stack_numbers, stack
 
 __all__ = ["ImageBatch", "Sample", "collate", "collate_named", "image_tensor"]
 
+PLAIN = (tuple, list)  # quicker to ask for than tuple | list, which is made anew each time
+
 
 class Sample(NamedTuple):
     """One item of a dataset of images.
@@ -112,27 +114,27 @@ def as_sample(item: Any, name: str) -> Sample:
     """What an item holds, whatever its form."""
     if isinstance(item, Sample):
         return item
-    if not isinstance(item, tuple | list) and isinstance(item, Mapping):  # the common and quick question first
-        if "image" not in item or item.keys() - set(Sample._fields):
-            raise TypeError(
-                f"A mapping holds the keys image, label and saliency (only image is needed); {name} has "
-                f"{', '.join(map(repr, item))}. Rename or remove columns."
-            )
-        return Sample(**item)
-    if isinstance(item, tuple | list):
+    if isinstance(item, PLAIN):  # the common and quick question first
         if not 1 <= len(item) <= len(Sample._fields):
             raise TypeError(
                 f"An item is an image, (image, label) or (image, label, saliency); {name} is a {type(item).__name__} "
                 f"of {len(item)}. Wrap the dataset so that it yields seqjepa.data.Sample(image, label, saliency)."
             )
         return Sample(*item)
+    if isinstance(item, Mapping):
+        if "image" not in item or item.keys() - set(Sample._fields):
+            raise TypeError(
+                f"A mapping holds the keys image, label and saliency (only image is needed); {name} has "
+                f"{', '.join(map(repr, item))}. Rename or remove columns."
+            )
+        return Sample(**item)
     return Sample(item)
 
 
 def image_tensor(image: Any, name: str = "The image") -> Shaped[Tensor, "C H W"]:
     """A tensor (C, H, W) as it is; a PIL image as uint8."""
     if isinstance(image, Tensor):
-        if image.ndim != 3 or 0 in image.shape:
+        if image.ndim != 3 or not image.numel():
             way = "Views with the actions between them are a seqjepa.types.ViewSequence: yield that, without a sampler."
             raise ValueError(
                 f"An image tensor has the axes (C, H, W); {name} has shape {tuple(image.shape)}."
@@ -173,19 +175,17 @@ def rgb_image(image: Any) -> Any:
 
 
 def _check_same_size(images: Sequence[Tensor], names: Sequence[str]) -> None:
-    first = images[0]
+    shape, dtype = images[0].shape, images[0].dtype
     for image, name in zip(images, names, strict=True):
-        if image.shape != first.shape:
+        if image.shape != shape:
             raise ValueError(
-                f"The images of a batch have one size (C, H, W); {names[0]} has {tuple(first.shape)}, {name} has "
+                f"The images of a batch have one size (C, H, W); {names[0]} has {tuple(shape)}, {name} has "
                 f"{tuple(image.shape)}. Give the dataset a transform that makes them equal, such as Resize((96, 96)) "
                 "or RandomResizedCrop(96), and convert('RGB') where some are grey. Resize(96) alone keeps each "
                 "image's own aspect ratio: CenterCrop(96) must follow it."
             )
-        if image.dtype != first.dtype:
-            raise TypeError(
-                f"The images of a batch have one dtype; {names[0]} is {first.dtype}, {name} is {image.dtype}."
-            )
+        if image.dtype != dtype:
+            raise TypeError(f"The images of a batch have one dtype; {names[0]} is {dtype}, {name} is {image.dtype}.")
 
 
 def _unit_range(images: Tensor, names: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import operator
 import random
@@ -90,8 +91,7 @@ def seed_globals(seed: int, *, only: Collection[str] = ("torch", "random", "nump
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed the GPU's generators too
     if "random" in only:
         random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and "numpy" in only:
+    if "numpy" in only and (numpy := sys.modules.get("numpy")) is not None:
         # The 1 sets it apart from Python's generator, which is the same one: from equal words it draws equal numbers.
         numpy.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
 
@@ -102,7 +102,7 @@ class GlobalStates:
     def __init__(self) -> None:
         numpy = sys.modules.get("numpy")  # its random is loaded when it is first asked for
         self.torch, self.random = torch.default_generator.get_state(), random.getstate()
-        self.numpy = None if numpy is None else numpy.random.get_state()
+        self.numpy = None if numpy is None else _numpy_state(numpy)
 
     def restore(self, only: Collection[str] = ("torch", "random", "numpy")) -> None:
         """Put them back, or only those named; NumPy's only if it was loaded then."""
@@ -119,10 +119,34 @@ class GlobalStates:
         moved = set() if torch.equal(self.torch, now.torch) else {"torch"}
         if self.random != now.random:
             moved.add("random")
-        if self.numpy is None or now.numpy is None:
+        if self.numpy is None or now.numpy is None or self.numpy is now.numpy:
             return moved if self.numpy is now.numpy else moved | {"numpy"}
         same = self.numpy[2:] == now.numpy[2:] and (self.numpy[1] == now.numpy[1]).all()
         return moved if same else moved | {"numpy"}
+
+
+_KNOWN: tuple[bytes | None, Any] = (None, None)  # what NumPy's generator held in memory, and the state that this was
+
+
+def _numpy_state(numpy: Any) -> Any:
+    """`numpy.random.get_state()`, which takes as long as ten items do: read only if the generator's memory has changed.
+
+    Not in that memory is the second of two normal numbers, kept for the next draw: while there is one, it is read.
+    """
+    global _KNOWN
+    held = _numpy_memory(numpy)
+    if held is None or held != _KNOWN[0]:
+        state = numpy.random.get_state()
+        _KNOWN = (None if held is None or state[3] else held, state)
+    return _KNOWN[1]
+
+
+def _numpy_memory(numpy: Any) -> bytes | None:
+    """The words of the global Mersenne twister and its place in them; None of another generator, or of old NumPy."""
+    generator: Any = getattr(numpy.random, "get_bit_generator", lambda: None)()
+    if type(generator) is not numpy.random.MT19937:
+        return None
+    return ctypes.string_at(generator.ctypes.state_address, 4 * 625)
 
 
 @contextmanager
@@ -208,15 +232,19 @@ class SeededDataset(Dataset[Any], ABC):
 
 
 class _Item:
-    """One item of a loader, while it is made: the streams of all that SeededDatasets are asked for on its behalf.
+    """The item of a loader that is made now: the streams of all that SeededDatasets are asked for on its behalf.
 
     The first gets the stream of the item, so that a dataset draws the same inside a `Subset` of all as by itself; what
     else is asked for gets streams of its own. What is asked for twice is the same twice, as it is without a loader.
     """
 
-    def __init__(self, seed: int, epoch: int, index: int) -> None:
-        self.key = (seed, epoch, index)
+    def __init__(self, seed: int) -> None:
+        self.seed, self.key = seed, (seed, 0, 0)
         self.asked: dict[tuple[int, int], tuple[int, SeededDataset]] = {}  # a dataset that is held keeps its id
+
+    def begin(self, epoch: int, index: int) -> None:
+        self.key = (self.seed, epoch, index)
+        self.asked.clear()
 
     def generator(self, dataset: SeededDataset, index: int) -> torch.Generator:
         number, _ = self.asked.setdefault((id(dataset), index), (len(self.asked), dataset))
@@ -233,15 +261,16 @@ def seeded_items(seed: int) -> Iterator[Callable[[int, int, Collection[str]], No
     Until the next call, SeededDatasets at any depth and those global generators draw what seed, epoch and index say.
     """
     seeds: dict[int, Callable[[int], int]] = {}  # by epoch
+    item = _Item(seed)
 
     def begin(epoch: int, index: int, only: Collection[str]) -> None:
         if only:
             if epoch not in seeds:
                 seeds[epoch] = _item_seeds(seed, epoch)
             seed_globals(seeds[epoch](index), only=only)
-        _ITEM.set(_Item(seed, epoch, index))
+        item.begin(epoch, index)
 
-    token = _ITEM.set(None)
+    token = _ITEM.set(item)
     try:
         yield begin
     finally:

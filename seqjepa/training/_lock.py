@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
@@ -62,8 +63,9 @@ def _locked(folder: Path, file: Path) -> int:
         ) from None
     except OSError as error:  # some network file systems know no locks
         warn(f"{folder} cannot be locked ({error}); see to it that no other run uses it.", stacklevel=6)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+    with contextlib.suppress(OSError):  # on a full disk others are kept out without being told by whom
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
     return descriptor
 
 

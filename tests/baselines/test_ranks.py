@@ -71,7 +71,7 @@ def check_a_method(name: str, me: int, world: int, uneven: bool) -> None:
     alone, wrapped = method_of_rows(name).eval(), DistributedDataParallel(method_of_rows(name))
     expected = alone(views, actions).loss  # in eval mode a process counts its own rows only
     expected.backward()
-    share = shares(12, uneven)[me]
+    share = shares(world, uneven)[me]
     loss = wrapped(views[share], actions[share]).loss
     loss.backward()
     mean = loss.detach().clone()
@@ -85,7 +85,7 @@ def check_a_method(name: str, me: int, world: int, uneven: bool) -> None:
 
 def _check(rank: int, world: int) -> None:
     for uneven in (False, True):
-        check_a_loss(contrast, rank, uneven)
+        check_a_loss(contrast, shares(world, uneven)[rank])
     for name in METHODS:
         check_a_method(name, rank, world, uneven=False)
     for name in CONTRASTIVE:

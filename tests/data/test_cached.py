@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from seqjepa import SeqJEPA, ViewSequence
 from seqjepa.data import RenderedObjects, ViewLoader, ViewPool, cache_features, cached
 from seqjepa.groups import Rotation3D
+from tests.disks import room_for
 
 IMAGES = torch.randint(0, 256, (11, 3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -99,6 +100,20 @@ def test_what_is_interrupted_is_not_there_and_goes_on_where_it_stopped(tmp_path:
     kept = max(calls - 2, 0) * 2  # one call is for the shape, and the last rows are not counted on
     assert encoder.seen <= 3 * (1 + 4 + 4 + len(IMAGES) - kept)
     assert not path.with_name("f.part").exists()
+
+
+@pytest.mark.usefixtures("often")
+def test_what_a_full_disk_cuts_off_is_gone_on_with_when_there_is_room(tmp_path: Path) -> None:
+    encoder = Cut(trunk())
+    whole = cache_features(tmp_path / "whole", encoder, IMAGES, chunk=2)
+    size = (tmp_path / "whole").stat().st_size
+    for room in (0, 10, size - 200, size - 61, size - 1):
+        with room_for(room), pytest.raises(OSError, match="File too large"):
+            cache_features(tmp_path / "f", encoder, IMAGES, chunk=2)
+        assert not (tmp_path / "f").exists()
+    encoder.seen = 0
+    assert torch.equal(cache_features(tmp_path / "f", encoder, IMAGES, chunk=2), whole)
+    assert encoder.seen < 3 * (1 + 4 + 4 + len(IMAGES))  # not all of it again
 
 
 @pytest.mark.usefixtures("often")

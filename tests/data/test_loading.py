@@ -21,7 +21,7 @@ from seqjepa.data._parameters import ObjectParameters
 from seqjepa.data.collation import ImageBatch, Sample, collate
 from seqjepa.data.loading import ViewLoader
 from seqjepa.data.readers import WithSaliency
-from seqjepa.data.seeding import SeededDataset, batch_generator, derive_seed, isolated_rng, seeded_items
+from seqjepa.data.seeding import GlobalStates, SeededDataset, batch_generator, derive_seed, isolated_rng, seeded_items
 from seqjepa.groups import Translation
 from seqjepa.types import ViewSequence
 
@@ -334,6 +334,34 @@ def test_an_item_that_draws_once_in_a_while_is_seeded_like_all_others(name: str)
         drawn(worst=0.0)
 
 
+DRAWS: dict[str, Callable[[], Any]] = {
+    "nothing": lambda: None, "uniform": np.random.random, "normal": np.random.normal,
+    "seed": lambda: np.random.seed(0),  # noqa: NPY002
+}  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(DRAWS)), st.booleans()), max_size=12))
+def test_numpy_s_state_is_known_whatever_was_drawn_since_it_was_read(program: list[tuple[str, bool]]) -> None:
+    """Also the second of two normal numbers, which NumPy keeps for the next draw."""
+
+    def plain(state: Any) -> Any:
+        name, words, *rest = state
+        return name, words.tolist(), rest
+
+    def state() -> Any:
+        return plain(np.random.get_state())  # noqa: NPY002
+
+    before, then = GlobalStates(), state()
+    for draw, read in program:
+        DRAWS[draw]()
+        if read:
+            assert ("numpy" in before.moved()) == (state() != then)
+            before, then = GlobalStates(), state()
+            assert plain(before.numpy) == then
+    before.restore()
+    assert state() == then
+
+
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6), index=st.integers(0, 10**12))
 def test_the_global_generators_of_an_item_have_the_seed_that_is_derived_for_it(
     seed: int, epoch: int, index: int
@@ -494,6 +522,22 @@ def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(workers: int) 
         resumed = make()
         resumed.load_state_dict(states[done])
         assert_same(passes(resumed, epochs=3)[: 12 - done], whole[done:])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # where there are fewer cores
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_run_goes_on_from_every_place_of_an_epoch_with_any_number_of_workers(workers: int) -> None:
+    def make(workers: int) -> ViewLoader:
+        return ViewLoader(Numbered(23), noisy_pairs, batch_size=5, seed=2, num_workers=workers, drop_last=False)
+
+    whole = passes(make(0), epochs=2)  # 5 batches each, the last of 3
+    loader = make(workers)
+    states = [loader.state_dict(), *(loader.state_dict() for _ in loader)]
+    for place, state in enumerate(states):
+        for now in {workers, (workers + place) % 4}:
+            resumed = make(now)
+            resumed.load_state_dict(state)
+            assert_same(passes(resumed, epochs=2)[: 10 - place], whole[place:])
 
 
 def test_the_state_can_be_saved_without_pickle(tmp_path: Any) -> None:
