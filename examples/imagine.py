@@ -196,8 +196,9 @@ MEASURES = {
 
 
 def over_seeds(runs: Runs, condition: str, measure: str) -> list[list[float]]:
-    """By steps ahead, a value a seed."""
-    return [list(k) for k in zip(*(run[condition]["numbers"][measure] for run in runs.values() if condition in run))]
+    """By steps ahead, a value a seed; NaN where there is none."""
+    found = [run[condition]["numbers"][measure] for run in runs.values() if condition in run]
+    return [[math.nan if value is None else value for value in values] for values in zip(*found, strict=True)]
 
 
 def report(runs: Runs) -> str:
