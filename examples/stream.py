@@ -37,7 +37,7 @@ from seqjepa.data import RenderedObjects, ViewLoader, ViewPool
 from seqjepa.evaluation import extract, linear_probe, observation_grid
 from seqjepa.training import Checkpoints
 
-SIDE, DIM, SIDES, WINDOW = 32, 16, 16, 8  # pixels of a view, numbers in z, views of each object, views in a window
+SIDE, DIM, SIDES, WINDOW = 24, 16, 16, 8  # pixels of a view, numbers in z, views of each object, views in a window
 LENGTHS = (1, 2, 3, 5, 8)  # M_val of the grid
 STREAMED = "causal, 8 views"  # that reads the stream
 CONDITIONS = (STREAMED, "causal, 3 views", "paper, 8 views", "paper, 3 views")
@@ -56,13 +56,13 @@ class Preset:
     objects: int = 1000  # to learn from
     held_out: int = 320
     batch: int = 64
-    streams: int = 96  # that are read side by side
+    streams: int = 32  # that are read side by side
     shown: int = 64  # objects in each
 
 
 PRESETS = {
-    "minutes": Preset(1, 500, (STREAMED,)),
-    "grid": Preset(1, 1500, CONDITIONS),
+    "minutes": Preset(1, 700, (STREAMED,)),
+    "grid": Preset(1, 1000, CONDITIONS),
     "smoke": Preset(1, 2, CONDITIONS, objects=48, held_out=32, batch=16, streams=4, shown=3),
 }
 
