@@ -2,15 +2,14 @@
 
 Handwritten digits are turned, and nobody says by how much. An inverse model looks at two views and names what happened
 in four numbers; a small seq-JEPA takes that for the action. It has seen the view that is to be predicted, so it may
-just as well hand that over: the loss is then low, and nothing was learnt about turning. Four ways to train are
+just as well hand that over: the loss is then low, and nothing was learnt about turning. Three ways to train are
 compared by six measures on digits that were never seen:
 
 - with nothing against it;
 - through a bottleneck: a noisy action that pays for what it tells;
-- quantised: two of eight learnt codes, which tell little more than four nats;
 - exchanged: two digits are turned alike, and each is told the action that was read off the other one.
 
-    python examples/latent_actions.py          # four models, a table, and a figure in runs/latent_actions
+    python examples/latent_actions.py          # three models, a table, and a figure in runs/latent_actions
 
 The encoder is frozen, the first principal components of the views: trained along, it would learn to see no turns at
 all, since what does not change is predicted best. Needs `pip install 'seqjepa[examples]'`. The digits come with
@@ -41,7 +40,6 @@ from seqjepa import (
     SeqJEPAOutput,
     SequenceAggregator,
     StopGradientTarget,
-    VectorQuantizer,
     ViewSequence,
 )
 from seqjepa.data import RotatedViews
@@ -255,12 +253,7 @@ def main() -> None:
         parser.error(f"--steps must be at least 2, and --beta at least 0; got {args.steps} and {args.beta}")
     digits, held_out = load_split()
     encoder = frozen_encoder(digits, args.seed)
-    ways = {
-        "nothing": Way(),
-        "bottleneck": Way(GaussianBottleneck(args.beta)),
-        "quantised": Way(VectorQuantizer(codes=8, chunks=2)),
-        "exchanged": Way(exchanged=True),
-    }
+    ways = {"nothing": Way(), "bottleneck": Way(GaussianBottleneck(args.beta)), "exchanged": Way(exchanged=True)}
     models = {name: learn(digits, encoder, way, args.steps, args.seed, name) for name, way in ways.items()}
     found = {name: measure(model, digits, held_out, args.seed + 1) for name, model in models.items()}
     report(found)

@@ -228,8 +228,8 @@ def draw(stream: dict[str, Any]) -> Figure:
     for name, line in stream["accuracy"].items():
         style = {"color": "grey", "linestyle": levels[name]} if name in levels else {"marker": "o", "markersize": 4}
         left.plot(range(1, SIDES + 1), line, label=name, **style)
-    left.set(xlabel="views since the object came before the camera", ylabel="accuracy, %")
-    left.legend(frameon=False, fontsize=8)
+    left.set(xlabel="views since the object came before the camera", ylabel="accuracy, %", ylim=(0, 100))
+    left.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.12))
     for name in list(READERS)[:2]:
         right.plot(range(1, len(stream["kept"][name]) + 1), stream["kept"][name], label=name)
     right.set(xlabel="views read", ylabel="numbers kept of a stream")
