@@ -7,7 +7,8 @@ drawn from a seed: nothing is downloaded.
 
 The small preset turns objects by Euler angles within ±45°. In the paper's whole box, ±90°, the R² of the relative
 rotation was 0.07 after 1,600 steps of the small model, the same with and without actions, and retrieval by action was
-at chance: too few steps. In half the box it was 0.4. The GPU's preset has the whole box.
+at chance. In half the box it was 0.4, and who has learnt that goes on to the whole: docs/results.md. The GPU's preset
+has the whole box.
 
     python examples/objects3d.py                 # one model, a table, a figure; all in runs/objects3d
     python examples/objects3d.py --compare       # the same again without actions, side by side

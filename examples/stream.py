@@ -138,7 +138,7 @@ class Read(NamedTuple):
 def read(model: SeqJEPA, pool: ViewPool, stream: Stream) -> tuple[dict[str, Read], Tensor]:
     """View by view, as they come, by each reader. And z of every view, (B, L, D)."""
     assert isinstance(model.aggregator, CausalAggregator)
-    readers, caches = {}, dict[str, CausalCache | None]()
+    readers, caches = {}, dict[str, CausalCache]()
     for name, window in READERS.items():
         readers[name] = copy.deepcopy(model.aggregator)
         readers[name].window = window
@@ -152,11 +152,12 @@ def read(model: SeqJEPA, pool: ViewPool, stream: Stream) -> tuple[dict[str, Read
         for name, aggregator in readers.items():
             anew = t % SIDES == 0 and name.startswith("begun anew")
             begun = time.process_time()  # whatever else the machine does
-            before, cache = (None, None) if anew else (finished, caches.get(name))
-            state, caches[name] = cache = aggregator.step(before, last, cache)
+            before, kept = (None, None) if anew else (finished, caches.get(name))
+            state, cache = aggregator.step(before, last, kept)
             found[name].milliseconds.append(1000 * (time.process_time() - begun))
             found[name].states.append(state)
-            found[name].kept.append(cache[1].keys[0].numel() + cache[1].values[0].numel())
+            found[name].kept.append(cache.keys[0].numel() + cache.values[0].numel())
+            caches[name] = cache
         every.append(z)
         if t < stream.actions.shape[1]:
             finished = torch.cat([z, model.embed(stream.actions[:, t : t + 1])[:, 0]], dim=1)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,12 @@ def test_readers_of_a_stream_see_what_they_are_said_to_see() -> None:
             for t in range(0, z.shape[1], stream.SIDES)
         ]
     states = {name: torch.stack(one.states, dim=1) for name, one in found.items()}
-    close = {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(states["no window"], whole, **close)
-    torch.testing.assert_close(states["begun anew, no window"], torch.cat(parts, dim=1), **close)
+    close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
+    close(states["no window"], whole)
+    close(states["begun anew, no window"], torch.cat(parts, dim=1))
     windowed = states[f"window of {stream.WINDOW}"]
-    torch.testing.assert_close(windowed[:, : stream.WINDOW], whole[:, : stream.WINDOW], **close)
-    assert not torch.allclose(windowed[:, -1], whole[:, -1], **close)
+    close(windowed[:, : stream.WINDOW], whole[:, : stream.WINDOW])
+    assert not torch.allclose(windowed[:, -1], whole[:, -1], atol=1e-4, rtol=1e-4)
     kept = {name: one.kept for name, one in found.items()}
     width = 2 * 3 * (stream.DIM + EMBED)  # keys and values of three layers
     assert kept["no window"] == [width * t for t in range(z.shape[1])]
