@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from claims_model import build, settled
 from matplotlib.figure import Figure, SubFigure
 from quickstart import SIDE, Digits, split
 from resumed import as_json, asked, done, each, mean_and_spread, named, settings, write
-from running import passes
+from running import passes, polite_end
 from small import small_convnet, small_recipe, train
 from torch import Tensor
 
@@ -256,14 +255,11 @@ def main() -> None:
     preset, folder = what.preset, what.folder
     digits, held_out = (part[:count] for part, count in zip(split(), (preset.digits, preset.held_out), strict=True))
     images, others = (torch.stack([image for image, _ in part]) for part in (digits, held_out))
-    try:
+    with polite_end(folder):
         for seed, condition in each(what, lambda condition: 0.1 if condition == UNTRAINED else 1.0):
             numbers = measured(learn(condition, seed, digits, preset, folder), images, others, seed)
             result = {"condition": condition, "seed": seed, "numbers": numbers, "settings": settings(preset)}
             write(folder / f"{named(condition, seed)}.json", as_json(result))
-    except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from the last checkpoint in {folder}")
-        sys.exit(130)
     runs = done(folder, settings(preset))
     text = report(runs)
     write(folder / "report.txt", text)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from claims_model import EMBED, build
 from matplotlib.figure import Figure
 from objects3d import Pool
 from resumed import as_json, asked, done, each, mean_and_spread, named, settings, write
-from running import passes
+from running import passes, polite_end
 from small import small_recipe, train
 from torch import Tensor
 
@@ -63,7 +62,7 @@ class Preset:
 PRESETS = {
     "minutes": Preset(1, 700, (STREAMED,)),
     "grid": Preset(1, 1000, CONDITIONS),
-    "smoke": Preset(1, 2, CONDITIONS, objects=48, held_out=32, batch=16, streams=4, shown=3),
+    "smoke": Preset(1, 2, (STREAMED, "paper, 3 views"), objects=32, held_out=16, batch=16, streams=4, shown=3),
 }
 
 
@@ -243,7 +242,7 @@ def main() -> None:
     preset, folder = what.preset, what.folder
     what = what._replace(runs=[run for run in what.runs if run[1] in preset.conditions])
     world: World | None = None
-    try:
+    with polite_end(folder):
         for seed, condition in each(what, lambda condition: 2.3 if "8" in condition else 1.0):
             world = world or World.rendered(preset)  # once, if anything is left to do
             model = learn(condition, seed, world, preset, folder)
@@ -252,9 +251,6 @@ def main() -> None:
             if condition == STREAMED:
                 result["stream"] = measured(model, world, preset, seed)
             write(folder / f"{named(condition, seed)}.json", as_json(result))
-    except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from the last checkpoint in {folder}")
-        sys.exit(130)
     runs = done(folder, settings(preset))
     text = report(runs)
     write(folder / "report.txt", text)
