@@ -128,13 +128,15 @@ def profiler(folder: Path | None) -> Any:
 class Stop:
     """SIGTERM and Ctrl-C, remembered until the step is done; a second one ends the process at once.
 
-    In a `with` block they are remembered until it ends, and take effect then.
+    In a `with` block they are remembered until it ends, and take effect then. One that is ignored, as Ctrl-C by what a
+    shell started in the background, still is.
     """
 
     signal = 0
 
     def __init__(self) -> None:
-        self.before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+        heeded = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self) for number in heeded}
 
     def __call__(self, number: int, frame: Any) -> None:
         self.signal = number

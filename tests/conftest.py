@@ -1,6 +1,7 @@
 """Shared settings: deterministic draws, one thread a worker, no network; GPU tests are skipped without a GPU."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -11,6 +12,9 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import hypothesis
 import pytest
 import torch
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start: tests are about it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "seqjepa",
