@@ -36,6 +36,10 @@ def parts_around(
 
     Nothing is asked of a part but what it does with blanks in eval mode; random numbers are drawn by what is built.
     """
+    for role, part in (("embedder", embedder), ("aggregator", aggregator), ("predictor", predictor)):
+        if part is not None and not isinstance(part, nn.Module):
+            what = f"the class {part.__name__}; call it" if isinstance(part, type) else f"a {type(part).__name__}"
+            raise TypeError(f"{role} is a module; got {what}.")
     dim = feature_width(encoder, view_shape)
     embedder = ActionEmbedder(action_dim) if embedder is None else embedder
     embed_dim: Any = getattr(embedder, "embed_dim", None)

@@ -127,7 +127,7 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: an encoder that returns no vectors, or whose D + E does not split into the heads: then give
                 `heads`, or an embedder of another `embed_dim`; an aggregator or a predictor that does not fit D and E.
-            TypeError: an embedder that does not say its `embed_dim`; a target that is no module.
+            TypeError: a part that is no module; an embedder that does not say its `embed_dim`.
 
         Examples:
             >>> import torch

@@ -1,6 +1,6 @@
 """Parts that a user gives: they are the ones used, they fit or are refused in words, and the paper's stand in."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -177,6 +177,12 @@ def test_parts_that_do_not_fit_the_encoder_are_refused_when_the_model_is_built(
 def test_a_target_that_is_no_module_is_refused(target: Any, name: str) -> None:
     with pytest.raises(TypeError, match=rf"target is a module, or makes one of the encoder, .* got {name}"):
         around(target=target)
+
+
+@pytest.mark.parametrize("role", ["embedder", "aggregator", "predictor"])
+def test_a_class_in_the_place_of_a_part_is_refused(role: str) -> None:
+    with pytest.raises(TypeError, match=rf"{role} is a module; got the class Recurrent; call it"):
+        around(**cast(Any, {role: Recurrent}))
 
 
 def test_a_mask_for_an_aggregator_that_takes_none_is_refused_and_not_dropped() -> None:

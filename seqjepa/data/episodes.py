@@ -48,8 +48,8 @@ class EpisodeWindows(Dataset[ViewSequence]):
         sources: (windows,) the number of each window's episode.
 
     Raises:
-        ValueError: no window in any episode; another number of actions than N − 1; actions that are not of the group; a
-            size below its least.
+        ValueError: no window in any episode; another number of actions than N − 1; actions that are not of the group or
+            not finite; a size below its least.
         TypeError: an episode of another kind; actions that are not floating point.
 
     Examples:
@@ -161,7 +161,8 @@ def pad_sequences(sequences: Sequence[Any]) -> PaddedViews:
         [`PaddedViews`][seqjepa.data.PaddedViews], views in the dtype in which they came.
 
     Raises:
-        ValueError: none; another number of actions than n − 1; views or actions of several shapes or dtypes.
+        ValueError: none; another number of actions than n − 1; actions that are not finite; views or actions of several
+            shapes or dtypes.
         TypeError: a sequence of another kind; actions that are not floating point.
 
     Examples:
@@ -239,5 +240,11 @@ def _pair(sequence: Any, name: str) -> tuple[Tensor, Tensor]:
                 if aligned
                 else ""
             )
+        )
+    if not actions.isfinite().all():
+        first = int((~actions.isfinite().all(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"Actions are finite; action {first} of {name} is {actions[first].tolist()}. Cut the episode there: in "
+            "training, one such number makes all weights nan."
         )
     return views, actions

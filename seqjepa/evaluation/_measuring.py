@@ -32,7 +32,10 @@ MEASURES = (
     "out_of_distribution", "collapse",
 )  # fmt: skip
 LEFT_OUT = "left out, as asked"
-UNKNOWN = "the absolute parameters are not known as elements of the group, whose differences are the actions"
+UNKNOWN = (
+    "the absolute parameters are not known as elements of the group, whose differences are the actions; give them as "
+    "ViewSequence(views, actions, parameters)"
+)
 Result = TypeVar("Result")
 
 

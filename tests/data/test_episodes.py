@@ -148,6 +148,12 @@ def cut(episodes: list[Any], **options: Any) -> EpisodeWindows:
         (lambda v, a: pad_sequences([]), ValueError, r"at least one sequence; got none"),
         (lambda v, a: pad_sequences([(v, a), (v.float(), a)]), ValueError, r"uint8, those of sequence 1 .*float32"),
         (lambda v, a: pad_sequences([(v, a), (v, a[:, :1])]), ValueError, r"actions of sequence 0 are \(2,\) each"),
+        (
+            lambda v, a: cut([(v, a), (v, torch.where(torch.arange(4)[:, None] == 2, torch.nan, a))]),
+            ValueError,
+            r"action 2 of episode 1 is \[nan, nan\]\. Cut the episode there",
+        ),
+        (lambda v, a: pad_sequences([(v, a / 0)]), ValueError, r"Actions are finite; action 0 of sequence 0 is"),
         (lambda v, a: pad_sequences([(v[:1], a[:0])]), ValueError, r"n frames, at least 2, has the n − 1 actions"),
     ],
 )
