@@ -91,7 +91,7 @@ def done(folder: Path, settings: dict[str, Any]) -> dict[int, dict[str, dict[str
         if result["settings"] != settings:
             raise SystemExit(f"{path} is of other settings than the preset has now; move it away.")
         found.setdefault(result["seed"], {})[result["condition"]] = result
-    return found
+    return dict(sorted(found.items()))
 
 
 @contextmanager
