@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from claims_model import DECORRELATE, Batch, bf16_is_faster, build, settled, train_and_look, with_pairs
+from claims_model import Batch, bf16_is_faster, build, settled, train_and_look, with_pairs
 from objects3d import DEVICE, MOST, PAPER, Pool, build_the_paper_s
 from small import train
 from torch import Tensor
@@ -40,13 +40,12 @@ class Preset:
     looks: tuple[int, ...] = ()  # a model of objects is measured after these parts of its steps, too
     drawn: int = 16  # views rendered of each object to train on, once for all runs
     batch: int = 128
-    decorrelate: float = 0.0  # weight of the covariance between features: short runs show a rotation with it only
     paper: bool = False  # the paper's encoder, sizes, optimiser and whole box, new views in every step
 
 
 PRESETS = {
     "hour": Preset(3, 4000, 1200, instances=2000, held_out=480, rows=20_000, paths=(2, 3, 5), looks=(4, 2)),
-    "nightly": Preset(1, 1200, 600, instances=2000, held_out=480, rows=4000, paths=(3,), decorrelate=DECORRELATE),
+    "nightly": Preset(1, 1400, 600, instances=2000, held_out=480, rows=4000, paths=(3,)),
     "smoke": Preset(1, 3, 3, instances=64, held_out=32, rows=128, paths=(3,), looks=(2,), drawn=12, batch=16),
     "gpu": Preset(
         3, 100_000, 10_000, instances=41_900, held_out=4000, rows=40_000, paths=(2, 3, 5), batch=512, paper=True
@@ -112,7 +111,7 @@ def new_model(condition: str, steps: int, preset: Preset) -> SeqJEPA:
     with_actions = "without" not in condition
     if preset.paper:
         return PAPER.model(math.ceil(steps / 50), embedder=None if with_actions else NoActions()).to(DEVICE)
-    return with_pairs(build(32, 16, 4, steps, with_actions=with_actions), Rotation3D(), preset.decorrelate)
+    return with_pairs(build(32, 16, 4, steps, with_actions=with_actions), Rotation3D())
 
 
 def trained(condition: str, seed: int, worlds: Worlds, look: Look) -> SeqJEPA:
