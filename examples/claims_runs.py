@@ -45,7 +45,7 @@ class Preset:
 
 PRESETS = {
     "hour": Preset(3, 4000, 1200, instances=2000, held_out=480, rows=20_000, paths=(2, 3, 5), looks=(4, 2)),
-    "nightly": Preset(1, 1400, 600, instances=2000, held_out=480, rows=4000, paths=(3,)),
+    "nightly": Preset(1, 1200, 600, instances=2000, held_out=480, rows=4000, paths=(3,)),
     "smoke": Preset(1, 3, 3, instances=64, held_out=32, rows=128, paths=(3,), looks=(2,), drawn=12, batch=16),
     "gpu": Preset(
         3, 100_000, 10_000, instances=41_900, held_out=4000, rows=40_000, paths=(2, 3, 5), batch=512, paper=True
