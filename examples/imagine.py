@@ -32,15 +32,14 @@ from claims_model import build, settled
 from matplotlib.figure import Figure, SubFigure
 from quickstart import SIDE, Digits, split
 from resumed import as_json, asked, done, each, mean_and_spread, named, settings, write
-from running import passes, polite_end
-from small import small_convnet, small_recipe, train
+from running import Draws, passes, polite_end
+from small import resumable, small_convnet, small_recipe, train
 from torch import Tensor
 
 from seqjepa import SeqJEPA, SeqJEPAOutput, ViewSequence, pair_loss, rollout_loss
 from seqjepa.data import RotatedViews, ViewLoader
 from seqjepa.evaluation import Features, extract, retention
 from seqjepa.functional import cosine_distance
-from seqjepa.training import Checkpoints
 
 DIM, BATCH, HIDDEN = 16, 128, (64,)
 OBSERVED, TRAINED, HORIZON = 3, 3, 5  # views seen; steps of a roll-out in training; steps that are asked for
@@ -140,8 +139,7 @@ def learn(condition: str, seed: int, digits: Digits, preset: Preset, folder: Pat
     if condition == UNTRAINED:
         return settled(model, lambda: next(batches))
     recipe = small_recipe(model, preset.steps)
-    parts: dict[str, Any] = {"model": model, "optimizer": recipe.optimizer, "scheduler": recipe.scheduler}
-    run = Checkpoints(folder / named(condition, seed), keep=1, loader=loader, **parts)
+    run = resumable(folder / named(condition, seed), model, recipe, loader=loader, draws=Draws())
     return train(model, lambda: next(batches), preset.steps, f"{condition}, seed {seed}", recipe, run)
 
 

@@ -26,15 +26,14 @@ from claims_model import EMBED, build
 from matplotlib.figure import Figure
 from objects3d import Pool
 from resumed import as_json, asked, done, each, mean_and_spread, named, settings, write
-from running import passes, polite_end
-from small import small_recipe, train
+from running import Draws, passes, polite_end
+from small import resumable, small_recipe, train
 from torch import Tensor
 
 from seqjepa import CausalAggregator, SeqJEPA
 from seqjepa.causal import CausalCache
 from seqjepa.data import RenderedObjects, ViewLoader, ViewPool
 from seqjepa.evaluation import aggregate_states, extract, linear_probe, observation_grid
-from seqjepa.training import Checkpoints
 
 SIDE, DIM, SIDES, WINDOW = 24, 16, 16, 8  # pixels of a view, numbers in z, views of each object, views in a window
 LENGTHS = (1, 2, 3, 5, 8)  # M_val of the grid
@@ -94,8 +93,7 @@ def learn(condition: str, seed: int, world: World, preset: Preset, folder: Path)
     pool.num_views = int(observed) + 1
     loader = ViewLoader(pool, batch_size=preset.batch, seed=seed)
     batches, recipe = passes(loader), small_recipe(model, preset.steps)
-    parts: dict[str, Any] = {"model": model, "optimizer": recipe.optimizer, "scheduler": recipe.scheduler}
-    run = Checkpoints(folder / named(condition, seed), keep=1, loader=loader, **parts)
+    run = resumable(folder / named(condition, seed), model, recipe, loader=loader, draws=Draws())
     return train(model, lambda: next(batches), preset.steps, f"{condition}, seed {seed}", recipe, run)
 
 

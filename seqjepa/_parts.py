@@ -18,7 +18,15 @@ from seqjepa.encoders import feature_width
 from seqjepa.predictor import ConditionedPredictor
 from seqjepa.target import EMATarget, Momentum
 
-__all__ = ["Target", "check_takes_mask", "check_widths", "parts_around", "target_of", "timm_view_shape"]
+__all__ = [
+    "Target",
+    "check_instances",
+    "check_takes_mask",
+    "check_widths",
+    "parts_around",
+    "target_of",
+    "timm_view_shape",
+]
 
 Target = nn.Module | Callable[[nn.Module], nn.Module]  # a target, or what makes one of the encoder
 
@@ -36,10 +44,7 @@ def parts_around(
 
     Nothing is asked of a part but what it does with blanks in eval mode; random numbers are drawn by what is built.
     """
-    for role, part in (("embedder", embedder), ("aggregator", aggregator), ("predictor", predictor)):
-        if part is not None and not isinstance(part, nn.Module):
-            what = f"the class {part.__name__}; call it" if isinstance(part, type) else f"a {type(part).__name__}"
-            raise TypeError(f"{role} is a module; got {what}.")
+    check_instances(encoder=encoder, embedder=embedder, aggregator=aggregator, predictor=predictor)
     dim = feature_width(encoder, view_shape)
     embedder = ActionEmbedder(action_dim) if embedder is None else embedder
     embed_dim: Any = getattr(embedder, "embed_dim", None)
@@ -56,6 +61,13 @@ def parts_around(
         return embedder, aggregator, ConditionedPredictor(state_dim=state_dim, action_dim=embed_dim, dim=dim)
     _check_predictor(predictor, state_dim, embed_dim, dim, weight_of(encoder))
     return embedder, aggregator, predictor
+
+
+def check_instances(**parts: Any) -> None:
+    """Raise where a class stands in the place of a part; None stands for the paper's."""
+    for role, part in parts.items():
+        if isinstance(part, type):
+            raise TypeError(f"{role} is a module; got the class {part.__name__}: call it with its widths.")
 
 
 def target_of(encoder: nn.Module, target: Target | None, momentum: Momentum) -> nn.Module:

@@ -9,7 +9,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from seqjepa._checks import check_axes, check_sequence, unwrap
-from seqjepa._parts import Target, check_takes_mask, check_widths, parts_around, target_of, timm_view_shape
+from seqjepa._parts import (
+    Target,
+    check_instances,
+    check_takes_mask,
+    check_widths,
+    parts_around,
+    target_of,
+    timm_view_shape,
+)
 from seqjepa._tokens import step_of, tokens_of
 from seqjepa.aggregator import last_view
 from seqjepa.causal import CausalAggregator
@@ -79,6 +87,9 @@ class SeqJEPA(PretrainedModule):
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_instances(
+            encoder=encoder, embedder=embedder, aggregator=aggregator, predictor=predictor, target=target, loss=loss
+        )
         check_widths(embedder, aggregator, predictor)
         self.encoder = encoder
         self.embedder = embedder
@@ -127,7 +138,7 @@ class SeqJEPA(PretrainedModule):
         Raises:
             ValueError: an encoder that returns no vectors, or whose D + E does not split into the heads: then give
                 `heads`, or an embedder of another `embed_dim`; an aggregator or a predictor that does not fit D and E.
-            TypeError: a part that is no module; an embedder that does not say its `embed_dim`.
+            TypeError: a class for a part; an embedder that does not say its `embed_dim`.
 
         Examples:
             >>> import torch

@@ -181,8 +181,13 @@ def test_a_target_that_is_no_module_is_refused(target: Any, name: str) -> None:
 
 @pytest.mark.parametrize("role", ["embedder", "aggregator", "predictor"])
 def test_a_class_in_the_place_of_a_part_is_refused(role: str) -> None:
-    with pytest.raises(TypeError, match=rf"{role} is a module; got the class Recurrent; call it"):
+    said = rf"{role} is a module; got the class Recurrent: call it"
+    with pytest.raises(TypeError, match=said):
         around(**cast(Any, {role: Recurrent}))
+    whole: Any = around()
+    parts = {name: getattr(whole, name) for name in ("encoder", "embedder", "aggregator", "predictor", "target")}
+    with pytest.raises(TypeError, match=said):
+        SeqJEPA(**parts | {role: Recurrent})
 
 
 def test_a_mask_for_an_aggregator_that_takes_none_is_refused_and_not_dropped() -> None:

@@ -30,6 +30,19 @@ def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+def ends_politely_and_does_no_run_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: Any, folder: Path, report: str
+) -> None:
+    """What is done in the folder is reported again; Ctrl-C in a run that is not says where things are."""
+    monkeypatch.setattr(module, "learn", interrupted)
+    smoke(monkeypatch, module, folder)
+    assert report in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        smoke(monkeypatch, module, folder, "--seed", "1")
+    assert end.value.code == 130
+    assert f"goes on from the last checkpoint in {folder}" in capsys.readouterr().out
+
+
 def test_digits_turn_by_45_degrees_at_most_from_any_angle() -> None:
     generator = torch.Generator().manual_seed(0)
     sequence = imagine.MEASURING(torch.rand(500, 1, 12, 12, generator=generator), generator=generator)
@@ -95,13 +108,7 @@ def test_models_imagine_in_a_small_size_and_a_run_that_is_done_is_not_done_again
         assert all(0 <= value <= 180 for value in numbers["off"])
         assert f"\n{condition}" in report
     assert (tmp_path / "imagine.png").stat().st_size > 10_000
-    monkeypatch.setattr(imagine, "learn", interrupted)
-    smoke(monkeypatch, imagine, tmp_path)
-    assert report in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        smoke(monkeypatch, imagine, tmp_path, "--seed", "1")
-    assert end.value.code == 130
-    assert f"goes on from the last checkpoint in {tmp_path}" in capsys.readouterr().out
+    ends_politely_and_does_no_run_again(monkeypatch, capsys, imagine, tmp_path, report)
 
 
 def causal_model() -> SeqJEPA:
@@ -164,9 +171,4 @@ def test_streams_are_read_in_a_small_size_beside_the_paper_s_aggregator(
         assert ("stream" in result) == (condition == stream.STREAMED)
         assert f"\n{condition}" in report or report.startswith(condition)
     assert (tmp_path / "stream.png").stat().st_size > 10_000
-    monkeypatch.setattr(stream, "learn", interrupted)
-    smoke(monkeypatch, stream, tmp_path)
-    assert report in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        smoke(monkeypatch, stream, tmp_path, "--seed", "1")
-    assert end.value.code == 130
+    ends_politely_and_does_no_run_again(monkeypatch, capsys, stream, tmp_path, report)

@@ -100,8 +100,9 @@ def cache_features(
             part = path.with_name(f"{path.name}.part")
             with locked(part, wait=True):
                 if not path.exists():
-                    asked.check_sources(part, encode, sources, asked.rows_of(part))
-                    _write(part, asked, encode, sources, chunk, num_workers, progress)
+                    done = asked.rows_of(part)
+                    asked.check_sources(part, encode, sources, done)
+                    _write(part, asked, done, encode, sources, chunk, num_workers, progress)
                     os.replace(part, path)
                     flush(path.parent)
                 else:  # another process wrote it meanwhile
@@ -147,8 +148,8 @@ class _File:
         self.shape, self.dtype = (count, *features), dtype
         self.row = features.numel() * dtype.itemsize
         self.asked = {"encoder": encoder, "sources": str(count), "views of a source": str(tuple(views))}
-        tensor = {"dtype": DTYPES[dtype], "shape": list(self.shape), "data_offsets": [0, count * self.row]}
-        text = json.dumps({"__metadata__": self.asked, "features": tensor}).encode()
+        self.tensor = {"dtype": DTYPES[dtype], "shape": list(self.shape), "data_offsets": [0, count * self.row]}
+        text = json.dumps({"__metadata__": self.asked, "features": self.tensor}).encode()
         text += b" " * (-len(text) % 8)
         self.header = len(text).to_bytes(8, "little") + text
 
@@ -179,7 +180,7 @@ class _File:
     def check_header(self, path: Path) -> None:
         """Raise unless the file says that it holds what is asked for."""
         found, tensor = _header(path)
-        theirs, ours = found | {"features": _told(tensor)}, self.asked | {"features": _told(self._tensor())}
+        theirs, ours = found | {"features": _told(tensor)}, self.asked | {"features": _told(self.tensor)}
         differ = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
         if differ:
             raise ValueError(
@@ -202,16 +203,12 @@ class _File:
                     "give these features a path of their own, or delete the file."
                 )
 
-    def _tensor(self) -> dict[str, Any]:
-        return {"dtype": DTYPES[self.dtype], "shape": list(self.shape)}
-
 
 def _write(
-    part: Path, file: _File, encode: Callable[[Tensor], Tensor], sources: _Sources, chunk: int, num_workers: int,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] | None,
+    part: Path, file: _File, done: int, encode: Callable[[Tensor], Tensor], sources: _Sources, chunk: int,
+    num_workers: int, progress: Callable[[Iterable[Any]], Iterable[Any]] | None,
 ) -> None:  # fmt: skip
-    """The rest of the rows, in order."""
-    done = file.rows_of(part)
+    """The rows that are not done, in order."""
     rest = torch.utils.data.Subset(sources, range(done, len(sources)))
     loader: Any = DataLoader(rest, chunk, num_workers=num_workers, generator=torch.Generator("cpu"))
     with open(part, "r+b" if done else "wb") as out:

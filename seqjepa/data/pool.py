@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
@@ -12,7 +10,7 @@ from seqjepa._checks import check_axes, check_tensor
 from seqjepa.data._images import unit_floats
 from seqjepa.data.seeding import SeededDataset
 from seqjepa.groups import Group
-from seqjepa.types import ViewSequence
+from seqjepa.types import ViewSequence, map_tensors
 
 __all__ = ["ViewPool"]
 
@@ -78,7 +76,9 @@ class ViewPool(SeededDataset):
 
     def draw(self, index: int, generator: torch.Generator) -> ViewSequence:
         """`num_views` of the views of source `index`, in a random order: views (T+1, …), actions (T, A)."""
-        return _first(self._sample(torch.tensor([index], device="cpu"), self.num_views, generator))
+        return map_tensors(
+            lambda part: part[0], self._sample(torch.tensor([index], device="cpu"), self.num_views, generator)
+        )
 
     def sample(
         self, instance: Int[Tensor, "B"], *, num_views: int | None = None, generator: torch.Generator | None = None
@@ -126,9 +126,3 @@ class ViewPool(SeededDataset):
             views = views.float()
         labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
         return ViewSequence(views, self.group.actions(elements), elements, labels, self.group)
-
-
-def _first(sequence: ViewSequence) -> ViewSequence:
-    parts: list[Any] = [None if part is None else part[0] for part in sequence[:4]]
-    views, actions, parameters, labels = parts
-    return ViewSequence(views, actions, parameters, labels, sequence.group)

@@ -112,6 +112,7 @@ class GlobalStates:
             random.setstate(self.random)
         if self.numpy is not None and "numpy" in only:
             sys.modules["numpy"].random.set_state(self.numpy)
+            _forget_numpy_state()
 
     def moved(self) -> set[str]:
         """Which of them something has been drawn from, or that was seeded, since."""
@@ -139,6 +140,12 @@ def _numpy_state(numpy: Any) -> Any:
         state = numpy.random.get_state()
         _KNOWN = (None if held is None or state[3] else held, state)
     return _KNOWN[1]
+
+
+def _forget_numpy_state() -> None:
+    """After a state was set: its memory may be one that is known, and its kept normal number another."""
+    global _KNOWN
+    _KNOWN = (None, None)
 
 
 def _numpy_memory(numpy: Any) -> bytes | None:

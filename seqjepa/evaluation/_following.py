@@ -27,9 +27,8 @@ class Following:
         self.moved = False
         self.since = 0  # step of the first look
         self.alone = 0  # looks at which the encoder had moved and the target never had
-        self.seen: tuple[float, float] | None = (
-            None  # the encoder's weights at the last look, the target's at the first
-        )
+        # The encoder's weights at the last look, the target's at the first.
+        self.seen: tuple[float, float] | None = None
 
     def look(self, encoder: float, target: float, step: int) -> None:
         """Compare with what was seen before."""

@@ -362,6 +362,16 @@ def test_numpy_s_state_is_known_whatever_was_drawn_since_it_was_read(program: li
     assert state() == then
 
 
+def test_a_kept_normal_number_that_was_put_back_is_known_to_be_there() -> None:
+    with isolated_rng(0):
+        DRAWS["normal"]()  # draws two, keeps one
+        before = GlobalStates()
+        DRAWS["normal"]()  # takes the one: nothing in the generator's memory moves
+        assert "numpy" in before.moved()
+        before.restore()
+        assert before.moved() == set()
+
+
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6), index=st.integers(0, 10**12))
 def test_the_global_generators_of_an_item_have_the_seed_that_is_derived_for_it(
     seed: int, epoch: int, index: int
